@@ -1,0 +1,1 @@
+"""vemray: volume electron microscopy at scale. See docs/ and `vemray --help`."""

@@ -1,0 +1,160 @@
+"""Integer voxel geometry in ZYX: boxes, blocks, grids, and the voxel spacing in nm. Imports nothing of vemray."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Int3 = tuple[int, int, int]
+
+
+@dataclass(frozen=True, order=True)
+class Box:
+    """Half-open box of voxels [start, stop) in ZYX. May be empty; never carries units or data."""
+
+    start: Int3
+    stop: Int3
+
+    @classmethod
+    def of(cls, shape: Int3) -> Box:
+        return cls((0, 0, 0), tuple(int(n) for n in shape))
+
+    @property
+    def shape(self) -> Int3:
+        return tuple(max(0, b - a) for a, b in zip(self.start, self.stop))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        return tuple(slice(a, b) for a, b in zip(self.start, self.stop))
+
+    def grow(self, by: Int3) -> Box:
+        return Box(tuple(a - h for a, h in zip(self.start, by)), tuple(b + h for b, h in zip(self.stop, by)))
+
+    def intersect(self, other: Box) -> Box:
+        start = tuple(max(a, b) for a, b in zip(self.start, other.start))
+        return Box(start, tuple(max(s, min(a, b)) for s, a, b in zip(start, self.stop, other.stop)))
+
+    def clip(self, shape: Int3) -> Box:
+        return self.intersect(Box.of(shape))
+
+    def shift(self, by: Int3) -> Box:
+        return Box(tuple(a + d for a, d in zip(self.start, by)), tuple(b + d for b, d in zip(self.stop, by)))
+
+    def within(self, outer: Box) -> Box:
+        """This box in coordinates relative to `outer.start`: use its `.slices` to index an array that covers `outer`."""
+        return self.shift(tuple(-a for a in outer.start))
+
+    def contains(self, other: Box) -> bool:
+        return all(a <= c and d <= b for a, b, c, d in zip(self.start, self.stop, other.start, other.stop))
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop)) + "]"
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """Voxel size in nanometres, ZYX."""
+
+    z: float
+    y: float
+    x: float
+
+    def __post_init__(self):
+        for name in "zyx":
+            v = float(getattr(self, name))
+            object.__setattr__(self, name, v)
+            if not (math.isfinite(v) and v > 0):
+                raise ValueError(f"voxel size along {name} must be a positive number of nm, got {v}")
+
+    @property
+    def zyx(self) -> tuple[float, float, float]:
+        return (self.z, self.y, self.x)
+
+    @property
+    def voxel_nm3(self) -> float:
+        return self.z * self.y * self.x
+
+    def halo(self, radius_nm: float, extra: int = 0) -> Int3:
+        """Voxels per axis that cover `radius_nm` (rounded up), plus `extra`."""
+        return tuple(int(math.ceil(radius_nm / s - 1e-9)) + extra for s in self.zyx)
+
+    def __str__(self) -> str:
+        return " x ".join(f"{s:g}" for s in self.zyx) + " nm (z, y, x)"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of work: it reads `read` and alone writes `write`. `coords` is its place in the grid."""
+
+    index: int
+    coords: Int3
+    read: Box
+    write: Box
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A partition of a volume into blocks of `block_shape`; the last ones along an axis may be smaller."""
+
+    shape: Int3
+    block_shape: Int3
+
+    def __post_init__(self):
+        if any(b < 1 for b in self.block_shape):
+            raise ValueError(f"block shape must be at least 1 voxel along each axis, got {self.block_shape}")
+
+    @property
+    def counts(self) -> Int3:
+        return tuple(-(-n // b) for n, b in zip(self.shape, self.block_shape))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def index(self, coords: Int3) -> int:
+        _, ny, nx = self.counts
+        return (coords[0] * ny + coords[1]) * nx + coords[2]
+
+    def coords(self, index: int) -> Int3:
+        _, ny, nx = self.counts
+        return (index // (ny * nx), index // nx % ny, index % nx)
+
+    def write_box(self, index: int) -> Box:
+        start = tuple(c * b for c, b in zip(self.coords(index), self.block_shape))
+        return Box(start, tuple(min(a + b, n) for a, b, n in zip(start, self.block_shape, self.shape)))
+
+    def block(self, index: int, halo: Int3 = (0, 0, 0)) -> Block:
+        """Block number `index`; its read box is the write box grown by `halo` and clipped to the volume."""
+        write = self.write_box(index)
+        return Block(index, self.coords(index), write.grow(halo).clip(self.shape), write)
+
+    def groups(self, side: int = 2) -> Iterator[tuple[Int3, list[int]]]:
+        """Blocks in cubes of side^3 neighbours, cubes in the order of a depth-first octree (Morton order), so that
+        neighbours finish together and a tree merge keeps few partials alive. Yields (cube's coords, block indices)."""
+        outer = tuple(-(-n // side) for n in self.counts)
+        for g in morton(outer):
+            ranges = [range(c * side, min((c + 1) * side, n)) for c, n in zip(g, self.counts)]
+            yield g, [self.index(c) for c in itertools.product(*ranges)]
+
+
+def morton(counts: Int3) -> Iterator[Int3]:
+    """All coordinates of a grid of `counts` cells in Morton (Z) order, lazily."""
+    side = 1 << max(0, max(counts) - 1).bit_length()
+
+    def descend(corner: Int3, side: int):
+        if any(c >= n for c, n in zip(corner, counts)):
+            return
+        if side == 1:
+            yield corner
+            return
+        half = side // 2
+        for dz, dy, dx in itertools.product((0, half), repeat=3):
+            yield from descend((corner[0] + dz, corner[1] + dy, corner[2] + dx), half)
+
+    if all(counts):
+        yield from descend((0, 0, 0), side)
