@@ -138,8 +138,12 @@ class Grid:
         neighbours finish together and a tree merge keeps few partials alive. Yields (cube's coords, block indices)."""
         outer = tuple(-(-n // side) for n in self.counts)
         for g in morton(outer):
-            ranges = [range(c * side, min((c + 1) * side, n)) for c, n in zip(g, self.counts)]
-            yield g, [self.index(c) for c in itertools.product(*ranges)]
+            yield g, self.group(g, side)
+
+    def group(self, coords: Int3, side: int) -> list[int]:
+        """Indices of the blocks in the cube `coords` of side^3 neighbours."""
+        ranges = [range(c * side, min((c + 1) * side, n)) for c, n in zip(coords, self.counts)]
+        return [self.index(c) for c in itertools.product(*ranges)]
 
 
 def morton(counts: Int3) -> Iterator[Int3]:

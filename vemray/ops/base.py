@@ -78,6 +78,8 @@ class Port:
     kinds: tuple[PortKind, ...] = ("array",)
     optional: bool = False
     doc: str = ""
+    #: a port that takes several inputs by name (a mapping in the recipe); the call gets a dict name -> value
+    many: bool = False
 
     def accepts(self, kind: str) -> bool:
         return kind in self.kinds or ("array" in self.kinds and kind in ("image", "probability", "mask", "labels"))
@@ -146,6 +148,10 @@ class Operator:
     def files(self) -> tuple[str, ...]:
         """Paths of files that parametrise the operator (a model): their hashes enter the content key."""
         return ()
+
+    def facts(self) -> dict[str, Any]:
+        """What beside the parameters decides the values and enters the content key: device class, precision, threads."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""The recipe resolved, checked, cut into stages and costed before anything runs."""
+
+from vemray.plan.graph import Graph, Node, Source, resolve  # noqa: F401
+from vemray.plan.recipe import Recipe, load_recipe  # noqa: F401
+from vemray.plan.stages import Options, Plan, Stage, fuse  # noqa: F401

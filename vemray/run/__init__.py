@@ -1,0 +1,1 @@
+"""Running plans: serial or on Ray, resumable, with truthful ends."""

@@ -1,0 +1,129 @@
+"""Whole-array functions of scipy and scikit-image that compute what an operator computes, and how closely they must agree.
+
+`ORACLES[operator name]` is a list of `Oracle`s; each says for which parameters it holds (`when`). The conformance test runs those
+that hold on the inputs of every scene. Operators whose definition no library shares have their oracles in their own tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from vemray.ops.base import ArraySpec, Operator
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """`expect(op, values, spec of the first port)` gives the whole-array result. `agree`: 'same' (bit for bit), 'close' (float32
+    rounding: 1e-5 of the range of the values), or 'partition' (labels up to a one-to-one renaming)."""
+
+    expect: Callable[[Operator, Values, ArraySpec], np.ndarray]
+    agree: str = "same"
+    when: Callable[[Operator, Values], bool] = lambda op, values: True
+
+
+def check(oracle: Oracle, got: np.ndarray, want: np.ndarray) -> None:
+    assert got.shape == want.shape
+    if oracle.agree == "same":
+        wrong = np.argwhere(got != want)
+        assert not len(wrong), (
+            f"{len(wrong)} of {got.size} values differ, first at {tuple(wrong[0])}: {got[tuple(wrong[0])]!r}, expected {want[tuple(wrong[0])]!r}"
+        )
+    elif oracle.agree == "close":
+        scale = max(1e-30, float(np.abs(want[np.isfinite(want)]).max(initial=0)))
+        assert np.array_equal(np.isfinite(got), np.isfinite(want)), "infinite or undefined in other places"
+        ok = np.isfinite(want)
+        worst = float(np.abs(got[ok].astype(np.float64) - want[ok]).max(initial=0))
+        assert worst <= 1e-5 * scale, f"differs by {worst:.3g} where values go up to {scale:.3g}"
+    elif oracle.agree == "partition":
+        same_partition(got, want)
+    else:
+        raise ValueError(oracle.agree)
+
+
+def same_partition(got: np.ndarray, want: np.ndarray) -> None:
+    """Label images are equal up to a one-to-one renaming, background to background."""
+    assert np.array_equal(got == 0, want == 0), f"{np.count_nonzero((got == 0) != (want == 0))} voxels are background in one only"
+    pairs = np.unique(np.stack([got.ravel(), want.ravel().astype(np.uint64)]), axis=1)
+    for side, name in zip(pairs, ("got", "expected")):
+        ids, n = np.unique(side, return_counts=True)
+        assert (n == 1).all(), f"label {ids[n > 1][0]} ({name}) corresponds to {n[n > 1][0]} labels of the other"
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------------------------
+
+
+def ball(radius_nm: float, spec: ArraySpec) -> np.ndarray:
+    """Footprint of the voxels whose centres lie within `radius_nm`."""
+    r = [int(radius_nm / s + 1e-9) for s in spec.spacing.zyx]
+    grids = np.meshgrid(*[np.arange(-n, n + 1) * s for n, s in zip(r, spec.spacing.zyx)], indexing="ij")
+    return sum(g * g for g in grids) <= radius_nm**2 * (1 + 1e-9)
+
+
+def _first(values: Values) -> Any:
+    return next(iter(values.values()))
+
+
+def _gaussian(image: np.ndarray, sigma_nm: float, spec: ArraySpec) -> np.ndarray:
+    return ndimage.gaussian_filter(image.astype(np.float64), [sigma_nm / s for s in spec.spacing.zyx], mode="reflect", truncate=4.0)
+
+
+def _components(connectivity: int) -> np.ndarray:
+    return ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+
+
+def _canonical(labels: np.ndarray) -> np.ndarray:
+    """Ids 1..N by raster order of the first voxel (scipy's labels are in that order already)."""
+    return labels.astype(np.uint64)
+
+
+def _white_tophat(op, values, spec):
+    image = _first(values)
+    foot = ball(op.radius_nm, spec)
+    # outside counts as +inf for the erosion and -inf for the dilation: neither side of the border is invented
+    wide = image.astype(np.float64)
+    low = ndimage.grey_erosion(wide, footprint=foot, mode="constant", cval=np.inf)
+    opened = ndimage.grey_dilation(low, footprint=foot, mode="constant", cval=-np.inf)
+    return (wide - opened).astype(image.dtype)
+
+
+def _local_mean_box(op, values, spec):
+    image = _first(values).astype(np.int64)
+    n = [2 * int(np.floor(op.size_nm / 2 / s + 1e-9)) + 1 for s in spec.spacing.zyx]
+    total = image
+    for axis, k in enumerate(n):
+        total = ndimage.correlate1d(total, np.ones(k, np.int64), axis=axis, output=np.int64, mode="reflect")
+    scale = 255.0 if spec.kind == "probability" and spec.dtype == "uint8" else 1.0
+    mean = total / float(np.prod(n))
+    return image > mean + op.offset * scale if op.direction == "above" else image < mean - op.offset * scale
+
+
+ORACLES: dict[str, list[Oracle]] = {
+    "invert": [Oracle(lambda op, v, s: ~_first(v), when=lambda op, v: _first(v).dtype.kind == "u" and op.maximum is None)],
+    "gaussian": [Oracle(lambda op, v, s: _gaussian(_first(v), op.sigma_nm, s).astype(np.float32), "close")],
+    "difference_of_gaussians": [
+        Oracle(
+            lambda op, v, s: _gaussian(_first(v), op.sigma_small_nm, s) - _gaussian(_first(v), op.sigma_large_nm, s),
+            "close",
+            lambda op, v: not op.positive,
+        )
+    ],
+    "median": [Oracle(lambda op, v, s: ndimage.median_filter(_first(v), footprint=ball(op.radius_nm, s), mode="reflect"))],
+    "white_tophat": [Oracle(_white_tophat)],
+    "local_threshold": [Oracle(_local_mean_box, when=lambda op, v: op.method == "mean" and _first(v).dtype.kind == "u")],
+    "threshold_at": [Oracle(lambda op, v, s: v["image"] >= op.value, when=lambda op, v: op.upper is None and v["image"].dtype == np.float32)],
+    "and": [Oracle(lambda op, v, s: np.logical_and(v["a"], v["b"]))],
+    "or": [Oracle(lambda op, v, s: np.logical_or(v["a"], v["b"]))],
+    "minus": [Oracle(lambda op, v, s: np.logical_and(v["a"], np.logical_not(v["b"])))],
+    "not": [Oracle(lambda op, v, s: np.logical_not(v["a"]))],
+    "mask": [Oracle(lambda op, v, s: np.where(v["mask"] > 0, v["image"], np.asarray(op.fill, v["image"].dtype)))],
+    "mask_labels": [Oracle(lambda op, v, s: np.where(v["mask"] > 0, v["labels"], 0))],
+    "fill_holes": [Oracle(lambda op, v, s: ndimage.binary_fill_holes(_first(v)), when=lambda op, v: op.max_volume_nm3 is None)],
+    "connected_components": [Oracle(lambda op, v, s: _canonical(ndimage.label(_first(v), _components(op.connectivity))[0]))],
+}

@@ -1,0 +1,317 @@
+"""The laws of every operator, from the registry: registering an operator puts it under test, with no line here.
+
+1 blockwise equals whole; 2 what comes out is what was declared; 3 pure: inputs untouched, any order, twice the same;
+5 recipe -> operator -> recipe, and pickling; 6 measured peak memory <= declared; 7 agrees with a whole-array library function
+(oracles.py). Law 4, serial equals Ray, is the runner's test.
+
+Inputs are made from the kinds of the ports. An operator that needs others defines
+`example_inputs(self, rng, shape, spacing) -> (values, specs)` by port name; one that takes a table or scalars gets those that reach it
+in a composite that uses it. One that can be tested in no way fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import pickle
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tests.ops import oracles
+from tests.ops.blockwise import ARRAY_KINDS, assert_same, call_specs, plain_steps, run, spec_of
+from vemray.errors import InputError
+from vemray.geometry import Box
+from vemray.ops import OPERATORS, build, parameters
+from vemray.ops.base import Analysis, Approximate, ArraySpec, BlockOperator, Composite, Exact, Filter, Labeller, Measure, Operator, Port, Site
+
+ISO, ODD, FLAT = (8.0, 8.0, 8.0), (50.0, 4.6, 4.6), (16.0, 8.0, 4.0)
+#: name -> (shape, spacing in nm, block, what fills the inputs)
+SCENES = {
+    "undivided": ((19, 23, 26), ISO, (8, 9, 7), "blobs"),
+    "anisotropic": ((11, 22, 29), ODD, (4, 9, 12), "noise"),
+    "one slab": ((17, 14, 21), FLAT, (17, 14, 6), "blobs"),
+    "thin z": ((1, 21, 25), FLAT, (3, 8, 9), "blobs"),
+    "thin y": ((20, 1, 23), ODD, (9, 1, 5), "noise"),
+    "thin x": ((22, 18, 1), ISO, (7, 8, 4), "blobs"),
+    "block beyond volume": ((9, 8, 10), FLAT, (4, 64, 64), "noise"),
+    "single voxels": ((3, 4, 2), ISO, (1, 1, 1), "noise"),
+    "empty": ((9, 10, 11), ISO, (4, 5, 6), "empty"),
+    "full": ((9, 10, 11), ODD, (4, 5, 6), "full"),
+}
+VARIANTS = {
+    "image": [("image", np.uint8), ("image", np.float32), ("image", np.uint16)],
+    "probability": [("probability", np.uint8)],
+    "mask": [("mask", np.bool_)],
+    "labels": [("labels", np.uint64)],
+}
+CASES = [pytest.param(op, id=f"{name}-{i}") for name, cls in sorted(OPERATORS.items()) for i, op in enumerate(cls.examples())]
+every = pytest.mark.parametrize("op", CASES)
+
+
+# -- inputs ----------------------------------------------------------------------------------------------------------------------
+
+
+def field(rng, shape, fill: str) -> np.ndarray:
+    """Float field in 0..1: smooth blobs with specks, plain noise, or all 0 or 1."""
+    if fill in ("empty", "full"):
+        return np.full(shape, float(fill == "full"))
+    noise = rng.random(shape)
+    if fill == "noise":
+        return noise
+    smooth = ndimage.gaussian_filter(noise, [min(2.0, n / 4) for n in shape], mode="wrap")
+    smooth = (smooth - smooth.min()) / max(1e-9, np.ptp(smooth))
+    return np.where(rng.random(shape) < 0.03, noise, smooth)
+
+
+def make(rng, shape, kind: str, dtype, fill: str) -> np.ndarray:
+    f = field(rng, shape, fill)
+    if kind == "mask":
+        return f > 0.5
+    if kind == "labels":
+        parts, n = ndimage.label(f > 0.5)
+        ids = np.concatenate(
+            [[0], rng.choice(np.array([3, 7, 2**33, 2**40 + 1, 2**63 + 11], np.uint64), n) + rng.permutation(n).astype(np.uint64) * np.uint64(64)]
+        )
+        return ids.astype(np.uint64)[parts]
+    if np.dtype(dtype).kind == "f":
+        return ((f - 0.3) * 200).astype(dtype)
+    return np.round(f * np.iinfo(dtype).max).astype(dtype)
+
+
+def variants(port: Port) -> list[tuple[str, type]]:
+    kinds = [k for k in ("image", "probability", "mask", "labels") if port.accepts(k)]
+    return [v for k in kinds for v in VARIANTS[k]]
+
+
+def inputs(op: Operator, rng, shape, spacing, fill: str, variant: int) -> tuple[dict, dict]:
+    """Values and specs by port name. `variant` goes through the kinds and dtypes that the ports accept."""
+    if hasattr(op, "example_inputs"):
+        return op.example_inputs(rng, shape, spacing)
+    if any(not p.optional and not set(p.kinds) & ARRAY_KINDS for p in op.ports):
+        return inputs_of_composite(op, rng, shape, spacing, fill, variant)
+    values, specs = {}, {}
+    for i, port in enumerate(op.ports):
+        if not set(port.kinds) & ARRAY_KINDS or (port.optional and variant % 2):
+            continue
+        kinds = variants(port)
+        kind, dtype = kinds[(variant // (2 if any(p.optional for p in op.ports) else 1) + i) % len(kinds)]
+        for key in (f"{port.name}.one", f"{port.name}.two") if port.many else (port.name,):
+            values[key] = make(rng, shape, kind, dtype, fill)
+            specs[key] = spec_of(values[key], spacing, kind)
+    return values, specs
+
+
+def inputs_of_composite(op: Operator, rng, shape, spacing, fill: str, variant: int) -> tuple[dict, dict]:
+    """What reaches an operator of this class inside a composite that uses it."""
+    for whole in users(type(op)):
+        try:
+            values, specs = inputs(whole, rng, shape, spacing, fill, variant)
+            steps = plain_steps(whole, values, specs)
+        except InputError:
+            continue
+        for part, part_values, part_specs in steps:
+            if type(part) is type(op):
+                return part_values, {k: s for k, s in part_specs.items() if isinstance(s, ArraySpec)}
+    pytest.fail(
+        f"'{op.name}' takes a table or scalars, and no composite's examples pass it any. "
+        f"Give {type(op).__name__} a method example_inputs(self, rng, shape, spacing) -> (values, specs), or use it in a composite."
+    )
+
+
+@functools.cache
+def users(cls: type[Operator]) -> list[Operator]:
+    """Examples of composites that run an operator of this class."""
+
+    def runs(op: Operator) -> bool:
+        if not isinstance(op, Composite):
+            return type(op) is cls
+        return any(runs(s.op) for s in op.expand({p.name + (".one" if p.many else ""): "in" for p in op.ports}))
+
+    out = []
+    for other in OPERATORS.values():
+        if issubclass(other, Composite) and other is not cls:
+            for example in other.examples():
+                try:
+                    if runs(example):
+                        out.append(example)
+                except InputError:
+                    continue
+    return out
+
+
+@functools.cache
+def usable(op: Operator) -> tuple[int, ...]:
+    """The variants of inputs that the operator takes; it may refuse some (floats, say) by an InputError, but not all."""
+    found, refused = [], ""
+    for v in range(max([len(variants(p)) * 2 for p in op.ports if set(p.kinds) & ARRAY_KINDS], default=1)):
+        rng = np.random.default_rng(v)
+        try:
+            values, specs = inputs(op, rng, (4, 5, 6), ISO, "noise", v)
+            run(op, values, specs)
+            found.append(v)
+        except InputError as e:
+            refused = str(e)
+    assert found, f"'{op.name}' refuses every input that its ports accept: {refused}"
+    return tuple(found)
+
+
+def scene_inputs(op: Operator, scene: str):
+    shape, spacing, block, fill = SCENES[scene]
+    usables = usable(op)
+    at = list(SCENES).index(scene)
+    rng = np.random.default_rng(zlib.crc32(f"{op.name} {scene}".encode()))
+    values, specs = inputs(op, rng, shape, spacing, fill, usables[at % len(usables)])
+    return values, specs, block
+
+
+def fingerprint(values) -> dict[str, int]:
+    return {k: zlib.crc32(np.ascontiguousarray(v).tobytes()) for k, v in values.items() if isinstance(v, np.ndarray)}
+
+
+# -- the laws --------------------------------------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("scene", SCENES)
+def test_blockwise_equals_whole(op, scene):
+    """Laws 1, 2, 3 and 7 on one scene."""
+    values, specs, block = scene_inputs(op, scene)
+    before = fingerprint(values)
+    whole, declared = run(op, values, specs, spec=True)
+    as_declared(op, whole, declared, next((s.shape for s in specs.values()), None))
+    for oracle in oracles.ORACLES.get(op.name, ()):
+        if oracle.when(op, values):
+            oracles.check(oracle, whole, oracle.expect(op, values, next(iter(specs.values()))))
+    if isinstance(op, Analysis):
+        assert_same(whole, run(op, values, specs), rtol=0)
+    elif isinstance(op.contract, Exact):
+        once = run(op, values, specs, block=block, seed=1)
+        assert_same(whole, once, where=f"blocks of {block} against the whole volume: ")
+        assert_same(once, run(op, values, specs, block=block, seed=2), where="the same blocks in another order: ")
+    else:
+        assert isinstance(op.contract, Approximate) and op.contract.why.strip(), f"'{op.name}' is not exact and must say why"
+        once = run(op, values, specs, block=block, seed=1)
+        assert_same(once, run(op, values, specs, block=block, seed=2), where="the same blocks in another order: ")
+    assert fingerprint(values) == before, f"'{op.name}' wrote into its inputs"
+
+
+def as_declared(op: Operator, value, declared, shape) -> None:
+    if isinstance(declared, dict) and not hasattr(declared, "column_names"):
+        assert list(value) == list(declared)
+        for k in declared:
+            as_declared(op, value[k], declared[k], shape)
+    elif isinstance(declared, ArraySpec):
+        assert value.shape == declared.shape == tuple(shape)
+        assert value.dtype.name == declared.dtype, f"'{op.name}' declared {declared.dtype} and gave {value.dtype}"
+        assert {
+            "mask": value.dtype == np.bool_,
+            "labels": value.dtype.kind == "u",
+            "probability": value.dtype in (np.uint8, np.float16, np.float32),
+        }.get(declared.kind, True)
+        if isinstance(op, Labeller):
+            assert_canonical(value)
+    elif declared == "table":
+        assert hasattr(value, "column_names"), f"'{op.name}' declared a table and gave {type(value).__name__}"
+    else:
+        assert declared == "scalars" and json.loads(json.dumps(value)) is not None, f"'{op.name}' declared scalars"
+
+
+def assert_canonical(labels: np.ndarray) -> None:
+    """Ids are 1..N in raster order of each object's first voxel."""
+    ids, first = np.unique(labels, return_index=True)
+    first = first[ids > 0]
+    assert np.array_equal(ids[ids > 0], np.arange(1, len(first) + 1)), "ids are 1..N"
+    assert (np.diff(first) > 0).all(), "ids are in raster order of the first voxels"
+
+
+@every
+def test_recipe_and_pickle(op):
+    """Law 5."""
+    dumped = json.loads(json.dumps(parameters(op)))
+    assert build(op.name, dumped) == op
+    assert pickle.loads(pickle.dumps(op)) == op
+    assert hash(op) == hash(build(op.name, dumped))
+
+
+@every
+def test_documented(op):
+    """What `vemray ops` prints is there."""
+    cls = type(op)
+    assert (cls.__doc__ or "").strip() and not cls.__doc__.startswith(f"{cls.__name__}("), f"'{op.name}' has no docs"
+    for name, f in cls.__dataclass_fields__.items():
+        assert "description=" in str(f.type) or any(getattr(m, "description", None) for m in getattr(f.type, "__metadata__", ())), (
+            f"'{op.name}': parameter '{name}' has no description"
+        )
+
+
+@pytest.mark.parametrize("op", [c for c in CASES if isinstance(c.values[0], BlockOperator)])
+def test_memory(op):
+    """Law 6: one call on a read box of 96^3. Numpy and numba are counted by tracemalloc; what C++ allocates (cc3d, edt) by the
+    kernel's high-water mark of resident memory, which is read where /proc lets it be reset."""
+    variant = usable(op)[0]
+    rng = np.random.default_rng(5)
+    small, small_specs = inputs(op, rng, (12, 13, 14), ISO, "blobs", variant)
+    values, specs = inputs(op, rng, (96, 96, 96), ISO, "blobs", variant)
+
+    def call(values, specs):
+        spec_tuple = call_specs(op, specs)
+        first = next(iter(specs.values()))
+        box = Box.of(first.shape)
+        site = Site(first.shape, first.spacing, box, box, spec_tuple)
+        args = [{k.partition(".")[2]: values[k] for k in values if k.startswith(p.name + ".")} if p.many else values.get(p.name) for p in op.ports]
+        if isinstance(op, Filter):
+            return op(*args, site=site)
+        return op.label(*args, site=site) if isinstance(op, Labeller) else op.measure(*args, site=site)
+
+    call(small, small_specs)  # imports and compiles
+    read = next(iter(specs.values())).shape
+    declared = op.memory(*call_specs(op, specs)) * np.prod(read)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        base = tracemalloc.get_traced_memory()[0]
+        out = call(values, specs)
+        traced = tracemalloc.get_traced_memory()[1] - base
+    finally:
+        tracemalloc.stop()
+    del out
+    gc.collect()
+    resident = resident_peak(lambda: call(values, specs))
+    per_voxel = max(traced, resident) / np.prod(read)
+    assert traced <= declared + 2e6 and resident <= declared + 8e6, (
+        f"'{op.name}' declares {declared / np.prod(read):.1f} bytes a voxel of its read box, but needs {per_voxel:.1f} "
+        f"(numpy and numba {traced / np.prod(read):.1f}, resident {resident / np.prod(read):.1f})"
+    )
+
+
+def resident_peak(call) -> int:
+    """How far resident memory rises during `call`, bytes; 0 where the kernel does not say."""
+
+    def status(key: str) -> int:
+        with open("/proc/self/status") as f:
+            return next((int(line.split()[1]) * 1024 for line in f if line.startswith(key + ":")), 0)
+
+    try:
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")
+        before = status("VmRSS")
+        call()
+        return max(0, status("VmHWM") - before)
+    except OSError:
+        return 0
+
+
+def test_registry_is_tested():
+    """Every operator has examples, a kind that the harness runs, and a memory declaration."""
+    assert len(OPERATORS) > 10
+    for name, cls in OPERATORS.items():
+        assert cls.examples(), f"'{name}' has no examples: it is not tested"
+        assert issubclass(cls, Filter | Labeller | Measure | Analysis | Composite), f"'{name}' is of no known kind"
+        assert isinstance(cls.contract, Exact | Approximate)
+    unknown = set(oracles.ORACLES) - set(OPERATORS)
+    assert not unknown, f"oracles for operators that do not exist: {unknown}"

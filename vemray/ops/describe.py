@@ -1,0 +1,73 @@
+"""Operators described from the registry: `vemray ops` and the table in the docs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+
+from vemray.ops.base import OPERATORS, Analysis, Approximate, Composite, Filter, Labeller, Measure, Operator, find
+
+KINDS = {Filter: "filter", Labeller: "labeller", Measure: "measure", Analysis: "analysis", Composite: "composite"}
+
+
+def kind(cls: type[Operator]) -> str:
+    return next((name for base, name in KINDS.items() if issubclass(cls, base)), "operator")
+
+
+def first_sentence(cls: type[Operator]) -> str:
+    text = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".") + "."
+
+
+def parameter_rows(cls: type[Operator]) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, description) of each parameter."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    rows = []
+    for f in dataclasses.fields(cls):
+        t = hints[f.name]
+        about = ""
+        if typing.get_origin(t) is typing.Annotated:
+            about = next((m.description for m in t.__metadata__ if getattr(m, "description", None)), "")
+            t = t.__origin__
+        default = "required" if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING else repr(f.default if f.default is not dataclasses.MISSING else f.default_factory())
+        shown = str(t).replace("typing.", "") if typing.get_origin(t) else getattr(t, "__name__", str(t))
+        rows.append((f.name, shown, default, about))
+    return rows
+
+
+def visible() -> dict[str, type[Operator]]:
+    return {n: c for n, c in sorted(OPERATORS.items()) if not c.hidden}
+
+
+def table() -> str:
+    """One line an operator."""
+    rows = [(n, kind(c), ", ".join(p.name + ("?" if p.optional else "") for p in c.ports), ", ".join(r[0] for r in parameter_rows(c)), first_sentence(c)) for n, c in visible().items()]
+    head = ("operator", "kind", "inputs", "parameters", "what it does")
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(4)]
+    return "\n".join("  ".join([*(v.ljust(w) for v, w in zip(r, widths)), r[4]]).rstrip() for r in [head, *rows])
+
+
+def describe(name: str) -> str:
+    """One operator in full."""
+    cls = find(name)
+    contract = f"approximate: {cls.contract.why}" if isinstance(cls.contract, Approximate) else "exact: blockwise equals whole"
+    out = [f"{name} ({kind(cls)}; {contract})", "", inspect.getdoc(cls) or "", "", "inputs"]
+    for p in cls.ports:
+        out.append(f"  {p.name}: {' or '.join(p.kinds)}{', several by name' if p.many else ''}{', optional' if p.optional else ''}{'. ' + p.doc if p.doc else ''}")
+    out.append("parameters")
+    out += [f"  {n}: {t} = {d}  {about}".rstrip() for n, t, d, about in parameter_rows(cls)] or ["  none"]
+    if cls.serves:
+        out += ["", f"serves: {cls.serves}"]
+    return "\n".join(out)
+
+
+def markdown() -> str:
+    """The table of docs/operators.md."""
+    out = []
+    for n, c in visible().items():
+        out += [f"### `{n}`", "", f"{first_sentence(c)} *{kind(c)}*; inputs: " + ", ".join(f"`{p.name}` ({'/'.join(p.kinds)}{', optional' if p.optional else ''})" for p in c.ports) + ".", ""]
+        rows = parameter_rows(c)
+        if rows:
+            out += ["| parameter | type | default | |", "|---|---|---|---|", *(f"| `{a}` | `{b.replace('|', 'or')}` | `{d}` | {about} |" for a, b, d, about in rows), ""]
+    return "\n".join(out)

@@ -1,0 +1,187 @@
+"""What a plan costs before it runs: blocks, bytes, requests, memory, and time from a calibration on this machine."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from vemray.geometry import Box, Int3
+from vemray.ops.base import ArraySpec, Filter, Labeller, Measure, Site
+from vemray.plan.graph import Node, _call_specs
+from vemray.plan.stages import Plan, Stage
+
+#: decoding and encoding speed assumed beside the operators, bytes per second of one core (zstd level 1; see docs/performance.md)
+STORE_BYTES_PER_SECOND = 4e8
+CALIBRATION_EDGE = 64
+
+
+@dataclass(frozen=True)
+class Cost:
+    blocks: int
+    bytes_read: int
+    bytes_written: int
+    requests: int
+    memory_bytes: int
+    seconds: float | None  # of one core; None where a model or an unmeasured operator decides
+
+
+def cost(stage: Stage, plan: Plan) -> Cost:
+    """Sizes are of decoded voxels; requests count an index and the chunks of each shard touched, and one put a shard and level."""
+    if stage.grid is None:
+        return Cost(1, 0, 0, 2 * len(stage.reads) + 1, 0, 0.0)
+    passes = 2 if stage.kind == "label" else 1
+    typical = _typical(stage)
+    read = requests = 0
+    for ref, box in _boxes_read(stage, typical):
+        spec = stage.specs[ref]
+        read += box.size * np.dtype(spec.dtype).itemsize
+        requests += _requests(box, plan.options.block, plan.options.chunk)
+    recomputed = passes == 2 and stage.target.op.cheap
+    outputs = [s for s in stage.target.outputs.values() if isinstance(s, ArraySpec)]
+    written = sum(typical.size * np.dtype(s.dtype).itemsize for s in outputs)
+    puts = len(outputs)
+    if passes == 2 and not recomputed:
+        written += typical.size * 4
+        read += typical.size * 4
+        puts += 2
+    n = len(stage.grid)
+    read, requests = read * (2 if recomputed else 1), requests * (2 if recomputed else 1) + puts
+    seconds = _seconds(stage, typical)
+    if seconds is not None:
+        seconds = n * (seconds * (2 if recomputed else 1) + (read + written) / STORE_BYTES_PER_SECOND)
+    return Cost(n, n * read, n * written, n * requests + -(-n // 8), stage.memory_bytes, seconds)
+
+
+def _typical(stage: Stage) -> Box:
+    g = stage.grid
+    return g.write_box(g.index(tuple(n // 2 if n > 2 else 0 for n in g.counts)))
+
+
+def _boxes_read(stage: Stage, write: Box):
+    def walk(node: Node, write: Box):
+        arrays = [r for r in node.inputs.values() if isinstance(stage.specs[r], ArraySpec)]
+        if not arrays:
+            return
+        read = node.op.read_box(write, stage.grid.shape, stage.specs[arrays[0]].spacing)
+        for r in arrays:
+            if r in stage.inline:
+                yield from walk(stage.inline[r], read)
+            elif r not in stage.outputs:
+                yield r, read
+
+    for node in stage.nodes:
+        yield from walk(node, write)
+
+
+def _requests(box: Box, shard: Int3, chunk: Int3) -> int:
+    def touched(unit: Int3) -> int:
+        return math.prod(-(-b // u) - a // u for a, b, u in zip(box.start, box.stop, unit))
+
+    return touched(shard) + touched(chunk)
+
+
+def _seconds(stage: Stage, write: Box) -> float | None:
+    """Core seconds of one block from running each operator once on a small block of blobs."""
+    total = 0.0
+    for node in (*stage.inline.values(), *stage.nodes):
+        if isinstance(node.op, Filter) and node.op.holds_model:
+            return None
+        rate = calibrate(node, stage)
+        if rate is None:
+            return None
+        total += write.size / rate
+    return total
+
+
+_rates: dict[str, float | None] = {}
+
+
+def calibrate(node: Node, stage: Stage) -> float | None:
+    """Voxels per second of `node` on this machine, measured once a process; None when it needs tables that do not exist yet."""
+    if node.key in _rates:
+        return _rates[node.key]
+    specs = [s for s in _call_specs(node.op, node.inputs, stage.specs)]
+    if len(specs) != len([p for p in node.op.ports if p.name in node.inputs]) and any(not set(p.kinds).isdisjoint({"table", "scalars"}) for p in node.op.ports):
+        _rates[node.key] = None
+        return None
+    edge = tuple(min(CALIBRATION_EDGE, n) for n in stage.grid.shape)
+    rng = np.random.default_rng(0)
+    first = next((s for s in [*specs, *node.outputs.values()] if isinstance(s, ArraySpec)), None)
+    box = Box.of(edge)
+    small = [ArraySpec(edge, s.dtype, s.spacing, s.kind) if s else None for s in specs]
+    site = Site(edge, first.spacing, box, box, tuple(small))
+    arrays = [_sample(s, rng) if s else None for s in small]
+    best = math.inf
+    try:
+        for _ in itertools.repeat(None, 2):  # the first call compiles
+            t0 = time.perf_counter()
+            if isinstance(node.op, Filter):
+                node.op(*arrays, site=site)
+            elif isinstance(node.op, Labeller):
+                node.op.label(*arrays, site=site)
+            elif isinstance(node.op, Measure):
+                node.op.measure(*arrays, site=site)
+            best = min(best, time.perf_counter() - t0)
+    except Exception:  # a block of blobs may not be what the operator takes: no estimate rather than no plan
+        _rates[node.key] = None
+        return None
+    _rates[node.key] = box.size / best
+    return _rates[node.key]
+
+
+def _sample(spec: ArraySpec, rng) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    field = gaussian_filter(rng.standard_normal(spec.shape), 3)
+    if spec.kind == "mask":
+        return field > 0
+    if spec.kind == "labels":
+        import cc3d
+
+        return cc3d.connected_components(field > 0.05).astype(spec.dtype)
+    field = (field - field.min()) / max(float(np.ptp(field)), 1e-9)
+    top = np.iinfo(spec.dtype).max if np.issubdtype(np.dtype(spec.dtype), np.integer) else 1.0
+    return (field * top).astype(spec.dtype)
+
+
+def size(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 1000 or unit == "TB":
+            return f"{n:.0f} {unit}" if n >= 10 or unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return ""
+
+
+def explain(plan: Plan, workers: int, done: set[str] = frozenset()) -> str:
+    """The plan as text: a line a stage, and the sums."""
+    from vemray.run.events import duration
+
+    head = ("stage", "what runs in one task", "blocks", "read", "written", "requests", "a task", "time")
+    rows, total, unknown = [], Cost(0, 0, 0, 0, 0, 0.0), False
+    for s in plan.stages:
+        if s.name in done:
+            rows.append((s.name, s.title, "-", "-", "-", "-", "-", "complete"))
+            continue
+        c = cost(s, plan)
+        unknown |= c.seconds is None
+        rows.append((s.name, s.title, f"{c.blocks:,}", size(c.bytes_read), size(c.bytes_written), f"{c.requests:,}", size(c.memory_bytes), duration(c.seconds / workers) if c.seconds is not None else "model"))
+        total = Cost(total.blocks + c.blocks, total.bytes_read + c.bytes_read, total.bytes_written + c.bytes_written, total.requests + c.requests, max(total.memory_bytes, c.memory_bytes), total.seconds + (c.seconds or 0))
+    rows.append(("all", f"{workers} workers", f"{total.blocks:,}", size(total.bytes_read), size(total.bytes_written), f"{total.requests:,}", size(total.memory_bytes), ("over " if unknown else "") + duration(total.seconds / workers)))
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths))) for r in [head, *rows]]
+    sources = [f"{n}: {s.volume.url}, {' x '.join(map(str, s.volume.shape))} voxels of {s.volume.spacing}, {s.volume.dtype}" for n, s in plan.graph.sources.items()]
+    return "\n".join([*sources, f"blocks of {plan.options.block}, chunks of {plan.options.chunk}; bytes are of decoded voxels; time from a calibration on this machine", "", *lines, "", f"kept: {', '.join(plan.keep)}"])
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    m, s = divmod(int(seconds), 60)
+    h, m = divmod(m, 60)
+    return f"{h} h {m:02d} min" if h else f"{m} min {s:02d} s"

@@ -1,0 +1,247 @@
+"""The recipe resolved against real inputs: composites expanded, every input found, every kind and spec checked, and a content key
+for every node: operator, version, parameters, hashes of its files, keys of its inputs. Nothing runs here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vemray.errors import InputError, RecipeError, nearest
+from vemray.ops import OPERATORS, build, find, parameters
+from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port, Step
+from vemray.plan.recipe import Recipe
+from vemray.store.facts import TreeFacts
+from vemray.store.volume import Volume
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator with its inputs found. `inputs`: port (or 'port.key' of a many-port) -> name of a node output or an input.
+    `outputs`: output name -> ArraySpec, or the string 'table' or 'scalars'."""
+
+    name: str
+    op: Operator
+    inputs: dict[str, str]
+    outputs: dict[str, Any]
+    key: str
+    step: str  # the recipe's step it came from
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input volume with its identity: a digest of its metadata and of size and time (or etag) of each of its objects."""
+
+    name: str
+    volume: Volume
+    key: str
+    facts: TreeFacts
+
+    @property
+    def spec(self) -> ArraySpec:
+        return self.volume.spec
+
+
+@dataclass(frozen=True)
+class Graph:
+    recipe: Recipe
+    sources: dict[str, Source]
+    nodes: dict[str, Node]
+    keep: tuple[str, ...]  # output names the user wants
+
+    def producer(self, ref: str) -> Node | None:
+        """The node that makes output `ref`; None for an input."""
+        return self._made_by().get(ref)
+
+    def _made_by(self) -> dict[str, Node]:
+        return {out: node for node in self.nodes.values() for out in node.outputs}
+
+    def spec(self, ref: str) -> Any:
+        return self.sources[ref].spec if ref in self.sources else self.producer(ref).outputs[ref]
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_hash(path: str) -> str:
+    h = hashlib.sha256()
+    try:
+        with open(path, "rb") as f:
+            while piece := f.read(1 << 20):
+                h.update(piece)
+    except OSError as e:
+        raise InputError(f"cannot read '{path}': {e.strerror}. A path in a recipe starts from the recipe's folder.") from None
+    return h.hexdigest()
+
+
+def resolve(recipe: Recipe, sources: Mapping[str, Source]) -> Graph:
+    """Bind `recipe` to its input volumes. RecipeError names the step and what is wrong with it."""
+    missing = [n for n in recipe.inputs if n not in sources]
+    if missing:
+        raise RecipeError(f"the recipe '{recipe.name}' needs the input '{missing[0]}'. Give it with --volume {missing[0]}=URL.")
+    for name, s in sources.items():
+        if name not in recipe.inputs:
+            raise RecipeError(f"the recipe '{recipe.name}' has no input '{name}'.{nearest(name, recipe.inputs)} It has: {', '.join(recipe.inputs)}.")
+        want, has = recipe.inputs[name].kind, s.spec.kind
+        if want != has and (want in ("labels", "mask") or has in ("labels", "mask")):
+            raise RecipeError(f"input '{name}' of the recipe '{recipe.name}' is {want}, but {s.volume.url} holds {has}.")
+    nodes: dict[str, Node] = {}
+    specs: dict[str, Any] = {n: s.spec for n, s in sources.items()}
+    keys: dict[str, str] = {n: s.key for n, s in sources.items()}
+
+    def place(name: str, op: Operator, inputs: dict[str, str], step: str) -> None:
+        where = f"step '{step}': "
+        if isinstance(op, Composite):
+            for part in op.expand(inputs):
+                full = {p: (name + r if r.startswith(".") else r) for p, r in part.inputs.items()}
+                place(name + part.name, part.op, full, step)
+            return
+        args = [specs[r] if isinstance(specs[r], ArraySpec) else None for r in _in_port_order(op, inputs) if r is not None]
+        shapes = {a.shape for a in args if a is not None}
+        spacings = {tuple(round(v, 6) for v in a.spacing.zyx) for a in args if a is not None}
+        if len(shapes) > 1 or len(spacings) > 1:
+            raise RecipeError(
+                f"{where}its inputs do not lie on the same voxels: "
+                + "; ".join(f"{r} is {specs[r].shape} at {specs[r].spacing}" for r in inputs.values() if isinstance(specs[r], ArraySpec))
+            )
+        for port in op.ports:
+            for key, ref in inputs.items():
+                if key.partition(".")[0] != port.name:
+                    continue
+                has = specs[ref] if isinstance(specs[ref], str) else specs[ref].kind
+                if not port.accepts(has):
+                    raise RecipeError(f"{where}'{op.name}' takes {' or '.join(port.kinds)} at '{port.name}', but '{ref}' is {has}.")
+        call_specs = _call_specs(op, inputs, specs)
+        outputs: dict[str, Any] = {}
+        try:
+            if isinstance(op, BlockOperator):
+                op.check(*call_specs)
+            if isinstance(op, Filter):
+                out = op.output(*call_specs)
+                outputs = {f"{name}.{k}": v for k, v in out.items()} if isinstance(out, dict) else {name: out}
+            elif isinstance(op, Labeller):
+                first = next(a for a in args if a is not None)
+                outputs = {name: first.like("uint64", "labels")}
+            elif isinstance(op, Measure | Analysis):
+                outputs = {name: op.gives}
+        except RecipeError as e:
+            raise RecipeError(f"{where}{e}") from None
+        key = digest(op.name, op.version, parameters_for_key(op), [file_hash(f) for f in op.files()], op.facts(), {p: [r.partition(".")[2], keys[r]] for p, r in inputs.items()})
+        nodes[name] = Node(name, op, dict(inputs), outputs, key, step)
+        for out, spec in outputs.items():
+            specs[out], keys[out] = spec, key
+
+    for step, body in _in_order(recipe):
+        op, inputs = _bind(step, body, recipe, specs)
+        place(step, op, inputs, step)
+
+    consumed = {r for n in nodes.values() for r in n.inputs.values()}
+    made = [o for n in nodes.values() for o in n.outputs]
+    keep = []
+    for want in recipe.outputs if recipe.outputs is not None else [o for o in made if o not in consumed]:
+        hits = [o for o in made if o == want or (o.startswith(want + ".") and o in nodes.get(want, _NOTHING).outputs)]
+        if not hits:
+            raise RecipeError(f"outputs: there is no step '{want}'.{nearest(want, made)}")
+        keep += hits
+    return Graph(recipe, dict(sources), nodes, tuple(dict.fromkeys(keep)))
+
+
+_NOTHING = Node("", Operator(), {}, {}, "", "")
+
+
+def parameters_for_key(op: Operator) -> dict[str, Any]:
+    """Parameters without paths of files, whose content is hashed instead: a moved model is the same model."""
+    paths = set(op.files())
+    return {k: v for k, v in parameters(op).items() if not (isinstance(v, str) and v in paths)}
+
+
+def _in_order(recipe: Recipe):
+    """Steps in an order in which each comes after those it names; the recipe may list them in any."""
+    waiting, done = dict(recipe.steps), set()
+    while waiting:
+        ready = [n for n, b in waiting.items() if not any(r.partition(".")[0] in waiting and r.partition(".")[0] != n for r in _refs(n, b))]
+        selfish = [n for n, b in waiting.items() if any(r.partition(".")[0] == n for r in _refs(n, b))]
+        if selfish:
+            raise RecipeError(f"step '{selfish[0]}' takes itself as its input.")
+        if not ready:
+            raise RecipeError(f"the steps {', '.join(sorted(waiting))} wait for each other: a circle.")
+        for n in ready:
+            yield n, waiting.pop(n)
+            done.add(n)
+
+
+def _refs(step: str, body: dict) -> list[str]:
+    cls = OPERATORS.get(str(body.get("op")))
+    if cls is None:
+        return []
+    out: list[str] = []
+    for p in cls.ports:
+        v = body.get(p.name)
+        out += [str(x) for x in v.values()] if isinstance(v, dict) else [str(v)] if v is not None else []
+    return out
+
+
+def _bind(step: str, body: dict, recipe: Recipe, specs: dict) -> tuple[Operator, dict[str, str]]:
+    where = f"step '{step}': "
+    try:
+        cls = find(str(body["op"]))
+    except RecipeError as e:
+        raise RecipeError(f"{where}{e}") from None
+    if getattr(cls, "hidden", False):
+        raise RecipeError(f"{where}'{cls.name}' is a part of other operators and cannot be used in a recipe.")
+    inputs: dict[str, str] = {}
+    rest = {k: v for k, v in body.items() if k != "op"}
+    for port in cls.ports:
+        given = rest.pop(port.name, None)
+        if given is None:
+            if not port.optional:
+                raise RecipeError(f"{where}'{cls.name}' needs the input '{port.name}' ({' or '.join(port.kinds)}).")
+            continue
+        if port.many != isinstance(given, dict):
+            raise RecipeError(f"{where}'{port.name}' takes {'a mapping of names to steps' if port.many else 'the name of one step or input'}.")
+        for key, ref in ((f"{port.name}.{k}", v) for k, v in given.items()) if port.many else [(port.name, given)]:
+            if ref not in specs:
+                several = [s for s in specs if s.startswith(f"{ref}.")]
+                hint = f" It has several outputs: {', '.join(several)}." if several else nearest(str(ref), specs)
+                raise RecipeError(f"{where}its input '{key}' names '{ref}', which is neither a step nor an input.{hint}")
+            inputs[key] = ref
+    for k, field in cls.__dataclass_fields__.items():
+        if k in rest and isinstance(rest[k], str) and _is_path(field) and recipe.folder and "://" not in rest[k]:
+            rest[k] = os.path.normpath(os.path.join(recipe.folder, rest[k]))
+    return build(cls.name, rest, where), inputs
+
+
+def _is_path(field) -> bool:
+    """Whether a parameter is a file's path: its Field carries json_schema_extra={'path': True}."""
+    t = field.type if not isinstance(field.type, str) else field.type
+    if isinstance(t, str):
+        return "'path': True" in t or '"path": True' in t
+    return any((getattr(m, "json_schema_extra", None) or {}).get("path") for m in getattr(t, "__metadata__", ()))
+
+
+def _in_port_order(op: Operator, inputs: Mapping[str, str]) -> list[str | None]:
+    out: list[str | None] = []
+    for p in op.ports:
+        refs = [r for k, r in inputs.items() if k.partition(".")[0] == p.name]
+        out += refs or [None]
+    return out
+
+
+def arguments(op: Operator, inputs: Mapping[str, str], value) -> list[Any]:
+    """The call's arguments in the order of the ports: `value(ref)` for each input, a dict for a many-port, None when left out."""
+
+    def one(p: Port):
+        if p.many:
+            return {k.partition(".")[2]: value(r) for k, r in inputs.items() if k.partition(".")[0] == p.name}
+        return value(inputs[p.name]) if p.name in inputs else None
+
+    return [one(p) for p in op.ports]
+
+
+def _call_specs(op: Operator, inputs: Mapping[str, str], specs: Mapping[str, Any]) -> list[Any]:
+    """Specs for `output`, `check` and `memory`: array ports in port order (None for an optional one left out); tables are left out."""
+    return [s for p, s in zip(op.ports, arguments(op, inputs, lambda r: specs[r])) if not set(p.kinds) <= {"table", "scalars"}]

@@ -1,0 +1,200 @@
+"""`vemray.run(recipe, ...)`: from a recipe and volumes to Results. The command line calls this and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import signal
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vemray.errors import InputError, InterruptedRun, VemrayError
+from vemray.ops.base import ArraySpec
+from vemray.plan import Options, Plan, Recipe, Source, fuse, load_recipe, resolve
+from vemray.plan.graph import digest, file_hash
+from vemray.run.engine import Engine
+from vemray.run.events import Events, JsonLines, Lines, Status
+from vemray.run.results import Results
+from vemray.store import access
+from vemray.store.facts import tree_facts
+from vemray.store.ledger import Lease
+from vemray.store.table import write_json
+from vemray.store.volume import open as open_volume
+
+
+def source(name: str, url: str, kind: str | None = None, spacing=None) -> Source:
+    """An input volume opened read-only, with the digest of what it consists of."""
+    volume = open_volume(url, kind=kind, spacing=spacing)
+    facts = tree_facts(volume.url)
+    return Source(name, volume, digest(volume.path, volume.shape, volume.dtype, volume.spacing.zyx, volume.kind, facts.digest), facts)
+
+
+def make_plan(
+    recipe: Recipe | dict | str | Path, volumes: Mapping[str, Any] | str, options: Options | None = None, sets: list[str] | tuple[str, ...] = ()
+) -> Plan:
+    """Resolve `recipe` against `volumes` (name -> URL, or one URL for a recipe with one input) and cut it into stages."""
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, sets)
+    if isinstance(volumes, str | Path):
+        if len(recipe.inputs) != 1:
+            raise InputError(f"the recipe '{recipe.name}' has {len(recipe.inputs)} inputs ({', '.join(recipe.inputs)}): name each, --volume NAME=URL.")
+        volumes = {next(iter(recipe.inputs)): volumes}
+    sources = {n: v if isinstance(v, Source) else source(n, str(v), recipe.inputs[n].kind if n in recipe.inputs else None) for n, v in volumes.items()}
+    return fuse(resolve(recipe, sources), options)
+
+
+def run(
+    recipe: Recipe | dict | str | Path,
+    volumes: Mapping[str, Any] | str,
+    out: str | Path,
+    *,
+    runner: Any = None,
+    workers: int | None = None,
+    address: str | None = None,
+    options: Options | None = None,
+    sets: list[str] | tuple[str, ...] = (),
+    dataset: str | None = None,
+    listeners: tuple = (),
+    report: bool = True,
+) -> Results:
+    """Run `recipe` on `volumes` into the folder or bucket `out` and return its Results.
+
+    runner: None or 'ray' (local Ray with `workers` CPUs, or the cluster at `address`), 'serial', or a Runner. A run that was
+    interrupted, or whose parameters changed, does only what is missing. Raises VemrayError; the folder then says how far it came.
+    """
+    out = str(out).rstrip("/")
+    out = out if "://" in out else os.path.abspath(out)
+    plan = make_plan(recipe, volumes, options, sets)
+    for s in plan.graph.sources.values():
+        if access.join(out, "").startswith(access.join(s.volume.url, "")) or access.join(s.volume.url, "").startswith(access.join(out, "volumes", "")):
+            raise InputError(f"the output {out} and the input {s.volume.url} lie inside each other. Inputs are never written to: choose another --out.")
+    access.probe(out, write=True)
+    lease = Lease(out)
+    lease.take()
+    run_id = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
+    dataset = dataset or next((Path(s.volume.url.rstrip("/")).name.split(".")[0] for s in plan.graph.sources.values()), plan.graph.recipe.name)
+    record = provenance(plan, dataset, run_id)
+    owned = runner is None or isinstance(runner, str)
+    events = Events(*(listeners or (Lines(),)), JsonLines(out, run_id), Status(out, {"run": run_id, "state": "running", "recipe": plan.graph.recipe.name}))
+    engine = None
+    t0 = time.time()
+    try:
+        with stop_signals() as stopped:
+
+            def heartbeat() -> None:
+                if stopped:
+                    raise InterruptedRun(f"stopped by the user. The same command resumes {out} where it was.")
+                lease.renew()
+
+            engine = Engine(plan, out, None if owned else runner, events, dataset, heartbeat)
+            if owned and engine.needed():  # Ray takes seconds to start: not when there is nothing to run
+                engine.runner = open_runner(runner, workers, address)
+            if engine.runner:
+                record.update(runner=engine.runner.name, workers=engine.runner.workers)
+            write_json(access.join(out, "run.json"), {**record, "state": "running"})
+            events("plan", stages=[{"name": s.name, "title": s.title, "blocks": len(s.grid) if s.grid else 1} for s in plan.stages])
+            stages = engine.run()
+        state, message = "done", ""
+    except BaseException as e:
+        state = "interrupted" if isinstance(e, InterruptedRun | KeyboardInterrupt) else "failed"
+        message = str(e) or type(e).__name__
+        stages = engine.records if engine else []
+        raise
+    finally:
+        record.update(state=state, message=message, stages=stages, seconds=round(time.time() - t0, 3), finished=now())
+        with contextlib.suppress(VemrayError, OSError):
+            write_json(access.join(out, "run.json"), record)
+            if state == "done" and report:
+                from vemray.report import write_report
+
+                events("note", text=f"report: {write_report(out)}")
+            events("end", state=state, message=message)
+        with contextlib.suppress(Exception):
+            events.close()
+            lease.release()
+        if owned and engine and engine.runner:
+            engine.runner.close()
+    return Results(out)
+
+
+def complete_stages(plan: Plan, out: str) -> set[str]:
+    """Names of the stages that `out` holds complete already: a run would not run them."""
+    engine = Engine(plan, out if "://" in out else os.path.abspath(out), None, None, "")
+    return {s.name for s in plan.stages} - engine.needed()
+
+
+def open_runner(name: str | None, workers: int | None, address: str | None):
+    if name == "serial":
+        from vemray.run.serial import SerialRunner
+
+        return SerialRunner()
+    if name in (None, "ray"):
+        from vemray.run.cluster import RayRunner
+
+        return RayRunner(workers, address)
+    raise InputError(f"there is no runner '{name}': choose 'ray' or 'serial'.")
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Collects SIGINT and SIGTERM instead of dying in the middle of a write; a second one ends at once."""
+    got: list[int] = []
+    old = {}
+
+    def note(number, frame):
+        if got:
+            raise KeyboardInterrupt
+        got.append(number)
+
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        for s in (signal.SIGINT, signal.SIGTERM):
+            old[s] = signal.signal(s, note)
+    try:
+        yield got
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def provenance(plan: Plan, dataset: str, run_id: str) -> dict:
+    """What a reviewer needs to repeat the run: the recipe as resolved, inputs, models, versions."""
+    graph = plan.graph
+    inputs = {}
+    for name, s in graph.sources.items():
+        inputs[name] = {
+            "url": s.volume.url, "shape": s.volume.shape, "dtype": s.volume.dtype, "kind": s.volume.kind, "spacing_nm": s.volume.spacing.zyx,
+            "objects": s.facts.objects, "bytes": s.facts.bytes, "digest": s.facts.digest,
+        }  # fmt: skip
+    files = sorted({f for n in graph.nodes.values() for f in n.op.files()})
+    return {
+        "vemray": version(), "run": run_id, "dataset": dataset, "started": now(),
+        "recipe": graph.recipe.model_dump(mode="json"),
+        "inputs": inputs,
+        "models": {f: file_hash(f) for f in files},
+        "steps": {n.name: {"op": n.op.name, "key": n.key, "outputs": {o: s if isinstance(s, str) else _spec(s) for o, s in n.outputs.items()}} for n in graph.nodes.values()},
+        "keep": list(plan.keep),
+        "options": asdict(plan.options),
+        "versions": {"python": platform.python_version(), "platform": platform.platform(), **{p: version(p) for p in ("numpy", "scipy", "ray", "zarr", "torch", "connected-components-3d", "edt")}},
+    }  # fmt: skip
+
+
+def _spec(s: ArraySpec) -> dict:
+    return {"shape": s.shape, "dtype": s.dtype, "kind": s.kind, "spacing_nm": s.spacing.zyx}
+
+
+def version(package: str = "vemray") -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,55 @@
+"""`vemray evaluate`: two labellings compared blockwise, through a plan like any run."""
+
+from __future__ import annotations
+
+import tempfile
+
+from vemray.analysis.agreement import agreement
+from vemray.plan import Options
+from vemray.run.api import run, source
+from vemray.store import access
+from vemray.store.table import read_json, write_json
+
+
+def evaluate(predicted: str, truth: str, *, runner="ray", workers: int | None = None, block=(256, 256, 256), thresholds=None, quiet: bool = True) -> dict:
+    """Voxel, object and partition agreement of two label (or mask) volumes of one shape. Returns a dict of plain numbers."""
+    sources = {"predicted": source("predicted", predicted), "truth": source("truth", truth)}
+    recipe = {
+        "vemray": 1, "name": "evaluate",
+        "inputs": {n: {"kind": s.spec.kind} for n, s in sources.items()},
+        "steps": {"pairs": {"op": "contingency", "a": "predicted", "b": "truth"}},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="vemray-evaluate-") as out:
+        results = run(recipe, sources, out, runner=runner, workers=workers, options=Options(tuple(block)), report=False, listeners=(_silent,))
+        pairs = results.arrow["pairs"]
+    return agreement(pairs, **({"thresholds": thresholds} if thresholds else {}))
+
+
+def record(run_url: str, name: str, result: dict) -> None:
+    """Keep an evaluation with the run it judges; the report shows it."""
+    url = access.join(run_url, "run.json")
+    facts = read_json(url)
+    facts.setdefault("evaluation", {})[name] = result
+    write_json(url, facts)
+
+
+def lines(result: dict) -> str:
+    """The figures as text, one a line."""
+    out = []
+    for key, value in result.items():
+        if isinstance(value, dict):
+            out += [f"{key}.{k:<24} {_show(v)}" for k, v in value.items() if not isinstance(v, list | dict)]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            heads = list(value[0])
+            out += ["  ".join(h.rjust(14) for h in heads), *("  ".join(_show(r[h]).rjust(14) for h in heads) for r in value)]
+        elif not isinstance(value, list):
+            out.append(f"{key:<32} {_show(value)}")
+    return "\n".join(out)
+
+
+def _show(v) -> str:
+    return f"{v:.4f}" if isinstance(v, float) else str(v)
+
+
+def _silent(event: dict) -> None:
+    pass

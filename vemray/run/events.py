@@ -1,0 +1,141 @@
+"""Events of a run. Progress, plain lines, the JSONL log and the status page are listeners; the engine only says what happens."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vemray.plan.cost import duration
+from vemray.store import access
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Events:
+    """Hands every event to its listeners. An event is a flat dict with 'event' and 't' (seconds since the epoch)."""
+
+    def __init__(self, *listeners: Listener):
+        self.listeners = [x for x in listeners if x]
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        e = {"t": round(time.time(), 3), "event": event, **facts}
+        for listen in self.listeners:
+            listen(e)
+
+    def close(self) -> None:
+        for listen in self.listeners:
+            getattr(listen, "close", lambda: None)()
+
+
+class JsonLines:
+    """`ledger/events/<run>-<n>.jsonl`: a new object every few seconds, since object stores cannot append."""
+
+    def __init__(self, root: str, run: str, seconds: float = 5.0):
+        self.url, self.run, self.seconds = access.join(root, "ledger", "events"), run, seconds
+        self.lines: list[str] = []
+        self.n, self.last = 0, time.time()
+
+    def __call__(self, e: dict) -> None:
+        self.lines.append(json.dumps(e, default=str))
+        if time.time() - self.last > self.seconds:
+            self.close()
+
+    def close(self) -> None:
+        if self.lines:
+            access.write_bytes(access.join(self.url, f"{self.run}-{self.n:05d}.jsonl"), ("\n".join(self.lines) + "\n").encode())
+            self.n += 1
+        self.lines, self.last = [], time.time()
+
+
+def read_events(root: str) -> list[dict]:
+    url = access.join(root, "ledger", "events")
+    out = []
+    for name in sorted(access.list_names(url)):
+        out += [json.loads(line) for line in access.read_bytes(access.join(url, name)).splitlines()]
+    return sorted(out, key=lambda e: e["t"])
+
+
+class Status:
+    """`ledger/status.json`: where the run stands, renewed every few seconds, for `vemray status` from any machine."""
+
+    def __init__(self, root: str, first: dict, seconds: float = 3.0):
+        self.url, self.seconds, self.last = access.join(root, "ledger", "status.json"), seconds, 0.0
+        self.state = dict(first)
+
+    def __call__(self, e: dict) -> None:
+        kind = e["event"]
+        stages = self.state.setdefault("stages", {})
+        if kind == "plan":
+            stages.update({s["name"]: {"title": s["title"], "blocks": s["blocks"], "done": 0, "state": "waiting"} for s in e["stages"]})
+        elif kind == "stage":
+            stages[e["stage"]].update(state="running", pass_name=e["pass_name"], blocks=e["blocks"], done=e["done"], started=e["t"])
+        elif kind == "blocks":
+            stages[e["stage"]].update(done=e["done"], rate_mvoxel_s=e["rate"], remaining_s=e["remaining"])
+        elif kind == "stage_done":
+            stages[e["stage"]].update(state="skipped" if e.get("skipped") else "done", seconds=e.get("seconds"))
+        elif kind == "end":
+            self.state.update(state=e["state"], message=e.get("message", ""))
+        self.state["beat"] = e["t"]
+        if kind in ("end", "plan", "stage", "stage_done") or time.time() - self.last > self.seconds:
+            access.write_bytes(self.url, json.dumps(self.state, indent=1).encode())
+            self.last = time.time()
+
+
+class Lines:
+    """Plain lines for logs and pipes."""
+
+    def __init__(self, stream=None, seconds: float = 10.0):
+        self.stream, self.seconds, self.last = stream or sys.stderr, seconds, 0.0
+
+    def _say(self, text: str) -> None:
+        self.stream.write(time.strftime("%H:%M:%S ") + text + "\n")
+        self.stream.flush()
+
+    def __call__(self, e: dict) -> None:
+        kind = e["event"]
+        if kind == "stage":
+            again = f", {e['done']} done before" if e["done"] else ""
+            self._say(f"{e['stage']}: {e['title']}{' (' + e['pass_name'] + ')' if e['pass_name'] else ''}, {e['blocks']} blocks{again}")
+            self.last = time.time()
+        elif kind == "blocks" and time.time() - self.last > self.seconds:
+            self._say(f"{e['stage']}: {e['done']}/{e['blocks']} blocks, {e['rate']:.1f} Mvoxel/s, {duration(e['remaining'])} left")
+            self.last = time.time()
+        elif kind == "stage_done":
+            self._say(f"{e['stage']}: " + ("unchanged, kept" if e.get("skipped") else f"done in {duration(e['seconds'])}"))
+        elif kind == "note":
+            self._say(e["text"])
+        elif kind == "end":
+            self._say(e["state"] + (f": {e['message']}" if e.get("message") else ""))
+
+
+class Bars:
+    """Progress bars in a terminal."""
+
+    def __init__(self):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), transient=False
+        )
+        self.tasks: dict[str, Any] = {}
+        self.progress.start()
+
+    def __call__(self, e: dict) -> None:
+        kind = e["event"]
+        if kind == "stage":
+            name = f"{e['stage']} {e['pass_name']}".strip()
+            self.tasks[e["stage"]] = self.progress.add_task(name, total=e["blocks"], completed=e["done"], rate="")
+        elif kind == "blocks":
+            self.progress.update(self.tasks[e["stage"]], completed=e["done"], rate=f"{e['rate']:.1f} Mvoxel/s, {duration(e['remaining'])} left")
+        elif kind == "stage_done" and e.get("skipped"):
+            self.progress.console.log(f"{e['stage']}: unchanged, kept")
+        elif kind == "note":
+            self.progress.console.log(e["text"])
+        elif kind == "end":
+            self.progress.stop()
+
+    def close(self) -> None:
+        self.progress.stop()

@@ -1,0 +1,67 @@
+"""What a run left: labels and images as lazy xarray, tables as pandas, the provenance record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vemray.errors import InputError, nearest
+from vemray.store import access
+from vemray.store.table import read_json, read_table
+from vemray.store.volume import open as open_volume
+
+
+class Lazy(Mapping):
+    """Names that load when asked for."""
+
+    def __init__(self, what: str, urls: dict[str, str], load):
+        self.what, self.urls, self.load = what, urls, load
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.urls:
+            raise KeyError(f"there is no {self.what} '{name}'.{nearest(name, self.urls)} There are: {', '.join(self.urls) or 'none'}.")
+        return self.load(self.urls[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.urls)
+
+    def __len__(self) -> int:
+        return len(self.urls)
+
+    def __repr__(self) -> str:
+        return f"<{self.what}: {', '.join(self.urls)}>"
+
+
+class Results:
+    """The folder of a run, local or S3.
+
+    .labels[name], .images[name]: xarray.DataArray, dims z, y, x, coordinates in nm, loaded when indexed (masks and probabilities
+    are among the images).  .tables[name]: pandas.DataFrame (pyarrow through .arrow[name]).  .scalars[name]: dict.
+    .run: the record in run.json.  .state: 'done', 'failed', 'interrupted' or 'running'.
+    """
+
+    def __init__(self, url: str):
+        self.url = str(url).rstrip("/")
+        try:
+            self.run = read_json(access.join(self.url, "run.json"))
+        except FileNotFoundError:
+            raise InputError(f"{self.url} is not the output of a run: it has no run.json.") from None
+        outputs = {o: s for step in self.run["steps"].values() for o, s in step["outputs"].items()}
+        kept = [o for o in self.run["keep"] if o in outputs]
+        volumes = {o: access.join(self.url, "volumes", f"{o}.zarr") for o in kept if isinstance(outputs[o], dict)}
+        kinds = {o: outputs[o]["kind"] for o in volumes}
+        tables = {o: access.join(self.url, "tables", f"{o}.parquet") for o, s in outputs.items() if s == "table"}
+        scalars = {o: access.join(self.url, "tables", f"{o}.json") for o, s in outputs.items() if s == "scalars"}
+        self.volumes = Lazy("volume", volumes, open_volume)
+        self.labels = Lazy("label volume", {o: u for o, u in volumes.items() if kinds[o] == "labels"}, lambda u: open_volume(u).to_xarray())
+        self.images = Lazy("image", {o: u for o, u in volumes.items() if kinds[o] != "labels"}, lambda u: open_volume(u).to_xarray())
+        self.arrow = Lazy("table", tables, read_table)
+        self.tables = Lazy("table", tables, lambda u: read_table(u).to_pandas())
+        self.scalars = Lazy("scalars", scalars, read_json)
+
+    @property
+    def state(self) -> str:
+        return self.run["state"]
+
+    def __repr__(self) -> str:
+        return f"<Results of '{self.run['recipe']['name']}' on '{self.run['dataset']}', {self.state}: {self.url}\n labels: {', '.join(self.labels)}; tables: {', '.join(self.tables)}>"

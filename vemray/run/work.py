@@ -1,0 +1,322 @@
+"""What a worker does with one block of a stage. A `Work` is small and picklable: it holds handles, never voxels."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vemray.errors import BlockError, StorageError, VemrayError, VolumeError
+from vemray.geometry import Box, Grid
+from vemray.ops.base import ArraySpec, Measure, Site
+from vemray.plan.graph import Node, _call_specs, arguments
+from vemray.run.numbering import NumberingFile
+from vemray.store import access, table
+from vemray.store.volume import Volume
+
+
+@dataclass
+class Stats:
+    """What a block cost; small, goes to the driver."""
+
+    index: int
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_rss: int = 0
+    pid: int = 0
+
+
+@dataclass
+class Bundle:
+    """Partials of one pass by name, merged together."""
+
+    parts: dict[str, Any]
+
+    def merge(self, upper: Bundle, axis: int) -> Bundle:
+        for name in self.parts:
+            self.parts[name] = self.parts[name].merge(upper.parts[name], axis)
+        return self
+
+
+@dataclass
+class Checksums:
+    """CRC of each block's own labels in pass 1, to be met again in pass 2."""
+
+    index: np.ndarray
+    crc: np.ndarray
+
+    def merge(self, upper: Checksums, axis: int) -> Checksums:
+        return Checksums(np.concatenate([self.index, upper.index]), np.concatenate([self.crc, upper.crc]))
+
+
+@dataclass
+class Work:
+    """Base: `step` and `nodes` for messages, `inline` the fused filters, `volumes` and `tables` where refs live."""
+
+    stage: str
+    grid: Grid
+    target: Node
+    inline: dict[str, Node]
+    specs: dict[str, Any]
+    volumes: dict[str, Volume]
+    tables: dict[str, str]
+    riders: tuple[Node, ...] = ()
+    dataset: str = ""
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_loaded": {}}
+
+    def run(self, index: int) -> tuple[Bundle | None, Stats]:
+        """Do block `index`. An error that is the operator's becomes a BlockError that names step, block and urls."""
+        t0, c0 = time.perf_counter(), time.process_time()
+        stats = Stats(index, pid=os.getpid())
+        write = self.grid.write_box(index)
+        try:
+            bundle = self._block(index, write, stats)
+        except (BlockError, StorageError):
+            raise
+        except Exception as e:
+            urls = ", ".join(v.url for r, v in self.volumes.items() if r not in self.target.outputs)
+            said = str(e) if isinstance(e, VemrayError) else f"{type(e).__name__}: {e}"
+            raise BlockError(f"step '{self.target.step}' ({self.target.op.name}), block {index} {write}, reading {urls}: {said}") from e
+        stats.seconds, stats.cpu_seconds, stats.peak_rss = time.perf_counter() - t0, time.process_time() - c0, peak_rss()
+        return bundle, stats
+
+    def _block(self, index: int, write: Box, stats: Stats) -> Bundle | None:
+        raise NotImplementedError
+
+    def evaluate(self, ref: str, box: Box, stats: Stats) -> Any:
+        """Value of `ref` over `box`: read from storage, or computed by the fused filter that makes it; tables come whole."""
+        if ref in self.tables:
+            if ref not in self._loaded:
+                url = self.tables[ref]
+                self._loaded[ref] = table.read_json(url) if url.endswith(".json") else table.read_table(url)
+            return self._loaded[ref]
+        if ref in self.inline:
+            node = self.inline[ref]
+            return self.apply(node, box, stats)
+        array = self.volumes[ref].read(box)
+        stats.bytes_read += array.nbytes
+        return array
+
+    def site(self, node: Node, write: Box) -> Site:
+        array_specs = [s for s in _call_specs(node.op, node.inputs, self.specs)]
+        first = next((s for s in array_specs if isinstance(s, ArraySpec)), None) or next(s for s in node.outputs.values() if isinstance(s, ArraySpec))
+        read = node.op.read_box(write, first.shape, first.spacing)
+        return Site(first.shape, first.spacing, read, write, tuple(array_specs))
+
+    def call_arguments(self, node: Node, read: Box, stats: Stats) -> list[Any]:
+        return arguments(node.op, node.inputs, lambda r: self.evaluate(r, read, stats))
+
+    def apply(self, node: Node, write: Box, stats: Stats) -> Any:
+        """Filter `node` over `write`, cropped."""
+        site = self.site(node, write)
+        out = node.op(*self.call_arguments(node, site.read, stats), site=site)
+        return {k: cropped(v, site) for k, v in out.items()} if isinstance(out, dict) else cropped(out, site)
+
+    def measure(self, write: Box, made: dict[str, np.ndarray], stats: Stats) -> dict[str, Any]:
+        """Partials of the riders over `write`, given what the stage just made."""
+        parts = {}
+        for node in self.riders:
+            args = arguments(node.op, node.inputs, lambda r: made[r] if r in made else self.evaluate(r, write, stats))
+            parts[node.name] = node.op.measure(*args, site=self.site(node, write))
+        return parts
+
+    def put(self, ref: str, write: Box, array: np.ndarray, stats: Stats) -> None:
+        volume = self.volumes[ref]
+        want = volume.spec.dtype
+        if array.dtype != np.dtype(want) or array.shape != write.shape:
+            raise VolumeError(f"the operator gave {array.dtype} {array.shape}, but declared {want} {write.shape}")
+        stats.bytes_written += volume.write(write, array) or 0
+
+
+def cropped(array: np.ndarray, site: Site) -> np.ndarray:
+    if array.shape == site.write.shape:
+        return array
+    if array.shape == site.read.shape:
+        return array[site.crop]
+    raise VolumeError(f"the operator gave an array of {array.shape}; it must cover the read box {site.read.shape} or the write box {site.write.shape}")
+
+
+class MapWork(Work):
+    """A filter (with the filters fused before it) writes its block; riders measure it."""
+
+    def _block(self, index, write, stats):
+        out = self.apply(self.target, write, stats)
+        made = {f"{self.target.name}.{k}": v for k, v in out.items()} if isinstance(out, dict) else {self.target.name: out}
+        for ref, array in made.items():
+            self.put(ref, write, array, stats)
+        return Bundle(self.measure(write, made, stats)) if self.riders else None
+
+
+class ModelWork(MapWork):
+    """A filter that holds a model. Reading and writing overlap with computing: an actor runs several blocks in threads, of which
+    one at a time computes."""
+
+    def _block(self, index, write, stats):
+        import threading
+
+        lock = self._loaded.setdefault("lock", threading.Lock())
+        site = self.site(self.target, write)
+        args = self.call_arguments(self.target, site.read, stats)
+        with lock:
+            out = self.target.op(*args, site=site)
+        out = out if isinstance(out, dict) else {"": out}
+        made = {f"{self.target.name}.{k}" if k else self.target.name: cropped(v, site) for k, v in out.items()}
+        for ref, array in made.items():
+            self.put(ref, write, array, stats)
+        return Bundle(self.measure(write, made, stats)) if self.riders else None
+
+
+class MeasureWork(Work):
+    def _block(self, index, write, stats):
+        site = self.site(self.target, write)
+        args = self.call_arguments(self.target, site.read, stats)
+        return Bundle({self.target.name: self.target.op.measure(*args, site=site)})
+
+
+@dataclass
+class LabelWork(Work):
+    """Both passes of a labelling stage. Pass 1 labels each block and returns the evidence; pass 2 writes final ids."""
+
+    numbering: str = ""  # URL of the numbering that the evidence resolved to
+    local: Volume | None = None  # scratch for pass 1's labels, when they are too dear to compute twice
+    second: bool = False
+
+    def _block(self, index, write, stats):
+        return self._write_final(index, write, stats) if self.second else self._label(index, write, stats)
+
+    def _local(self, write: Box, stats: Stats):
+        op = self.target.op
+        site = self.site(self.target, write)
+        return op.label(*self.call_arguments(self.target, site.read, stats), site=site)
+
+    def _label(self, index, write, stats):
+        found = self._local(write, stats)
+        parts = {"evidence": found.evidence}
+        if self.local is None:
+            crc = checksum(found.labels, found.keys)
+            parts["checksums"] = Checksums(np.array([index], np.int64), np.array([crc], np.uint32))
+        else:
+            stats.bytes_written += self.local.write(write, found.labels) or 0
+            access.write_bytes(self._keys_url(index), np.ascontiguousarray(found.keys, np.uint64).tobytes())
+        return Bundle(parts)
+
+    def _keys_url(self, index: int) -> str:
+        return access.join(self.numbering, "keys", str(index))
+
+    def _write_final(self, index, write, stats):
+        final = NumberingFile.open(self.numbering)
+        if self.local is None:
+            found = self._local(write, stats)
+            labels, keys = found.labels, found.keys
+            if final.checksum(index) != checksum(labels, keys):
+                raise BlockError(
+                    f"step '{self.target.step}' ({self.target.op.name}), block {index} {write}: its labels differ between the two passes. "
+                    "The input changed during the run, or two machines compute differently; nothing is trusted. Run again."
+                )
+        else:
+            labels = self.local.read(write)
+            stats.bytes_read += labels.nbytes
+            keys = np.frombuffer(access.read_bytes(self._keys_url(index)), np.uint64)
+        lut = np.zeros(len(keys) + 1, np.uint64)
+        lut[1:] = final.ids(keys)
+        out = lut[labels]
+        self.put(self.target.name, write, out, stats)
+        if not self.riders:
+            return None
+        return Bundle(self.measure(write, {self.target.name: out}, stats))
+
+
+@dataclass
+class PyramidWork:
+    """Fills a coarser level of a volume from the one below."""
+
+    volume: Volume
+    level: int
+    grid: Grid
+    stage: str
+
+    def run(self, index: int) -> tuple[None, Stats]:
+        from vemray.store.volume import fill_level
+
+        t0 = time.perf_counter()
+        fill_level(self.volume, self.level, self.grid.write_box(index))
+        return None, Stats(index, time.perf_counter() - t0, peak_rss=peak_rss(), pid=os.getpid())
+
+
+def checksum(labels: np.ndarray, keys: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(keys), zlib.crc32(np.ascontiguousarray(labels)))
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def finish_labels(url: str, n_blocks: int, bundle: Bundle) -> dict:
+    """Resolve the evidence of a whole volume into the numbering that pass 2 reads. Runs as a task."""
+    numbering = bundle.parts["evidence"].resolve()
+    sums = bundle.parts.get("checksums")
+    crc = np.zeros(n_blocks, np.uint32)
+    if sums is not None:
+        crc[sums.index] = sums.crc
+    NumberingFile.write(url, numbering, crc)
+    return {"objects": int(numbering.count)}
+
+
+def finish_measures(jobs: list[tuple[Measure, str, str, tuple, str]], bundle: Bundle) -> dict:
+    """Turn merged partials into tables: jobs are (operator, its name in the bundle, url, array specs, data set). Runs as a task."""
+    rows = {}
+    for op, name, url, specs, dataset in jobs:
+        value = op.finish(bundle.parts[name], specs)
+        if op.gives == "scalars":
+            table.write_json(url, value)
+        else:
+            table.write_table(url, with_dataset(value, dataset))
+            rows[name] = value.num_rows
+    return rows
+
+
+def run_analysis(op, args: list[Any], url: str, dataset: str) -> int:
+    """An Analysis over whole tables. `args` are urls, dicts of urls, or None. Runs as a task."""
+
+    def load(a):
+        if isinstance(a, dict):
+            return {k: load(v) for k, v in a.items()}
+        if a is None:
+            return None
+        if a.endswith(".json"):
+            return table.read_json(a)
+        t = table.read_table(a)
+        return t.drop_columns(["dataset"]) if "dataset" in t.column_names else t
+
+    value = op(*[load(a) for a in args])
+    if op.gives == "scalars":
+        table.write_json(url, value)
+        return 0
+    table.write_table(url, with_dataset(value, dataset))
+    return value.num_rows
+
+
+def with_dataset(t, dataset: str):
+    """The data set is a key in every table."""
+    import pyarrow as pa
+
+    if "dataset" in t.column_names:
+        return t
+    column = pa.DictionaryArray.from_arrays(np.zeros(t.num_rows, np.int32), pa.array([dataset]))
+    return t.add_column(0, "dataset", column)
+
+
+WORKS = {"map": MapWork, "label": LabelWork, "measure": MeasureWork}
