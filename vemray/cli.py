@@ -224,13 +224,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("vemray: stopped\n")
         sys.exit(130)
-    except Exception as e:
-        import click
-
-        if isinstance(e, click.ClickException):
-            e.show()
-            sys.exit(2)
-        raise
+    except typer.BadParameter.__mro__[2] as e:  # click's base of usage errors, which typer does not export
+        e.show()
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,15 @@ Values = dict[str, Any]
 @dataclass(frozen=True)
 class Oracle:
     """`expect(op, values, spec of the first port)` gives the whole-array result. `agree`: 'same' (bit for bit), 'close' (float32
-    rounding: 1e-5 of the range of the values), or 'partition' (labels up to a one-to-one renaming)."""
+    rounding: 1e-5 of the largest value, in or out), or 'partition' (labels up to a one-to-one renaming)."""
 
     expect: Callable[[Operator, Values, ArraySpec], np.ndarray]
     agree: str = "same"
     when: Callable[[Operator, Values], bool] = lambda op, values: True
 
 
-def check(oracle: Oracle, got: np.ndarray, want: np.ndarray) -> None:
+def check(oracle: Oracle, got: np.ndarray, op: Operator, values: Values, spec: ArraySpec) -> None:
+    want = np.asarray(oracle.expect(op, values, spec))
     assert got.shape == want.shape
     if oracle.agree == "same":
         wrong = np.argwhere(got != want)
@@ -36,7 +37,7 @@ def check(oracle: Oracle, got: np.ndarray, want: np.ndarray) -> None:
             f"{len(wrong)} of {got.size} values differ, first at {tuple(wrong[0])}: {got[tuple(wrong[0])]!r}, expected {want[tuple(wrong[0])]!r}"
         )
     elif oracle.agree == "close":
-        scale = max(1e-30, float(np.abs(want[np.isfinite(want)]).max(initial=0)))
+        scale = max(float(np.abs(want[np.isfinite(want)]).max(initial=0)), float(np.abs(_first(values)).max(initial=0)) / unit(spec))
         assert np.array_equal(np.isfinite(got), np.isfinite(want)), "infinite or undefined in other places"
         ok = np.isfinite(want)
         worst = float(np.abs(got[ok].astype(np.float64) - want[ok]).max(initial=0))
@@ -70,8 +71,13 @@ def _first(values: Values) -> Any:
     return next(iter(values.values()))
 
 
+def unit(spec: ArraySpec) -> float:
+    """What stands for 1 in the array: 255 in a quantised probability."""
+    return 255.0 if spec.kind == "probability" and spec.dtype == "uint8" else 1.0
+
+
 def _gaussian(image: np.ndarray, sigma_nm: float, spec: ArraySpec) -> np.ndarray:
-    return ndimage.gaussian_filter(image.astype(np.float64), [sigma_nm / s for s in spec.spacing.zyx], mode="reflect", truncate=4.0)
+    return ndimage.gaussian_filter(image.astype(np.float64) / unit(spec), [sigma_nm / s for s in spec.spacing.zyx], mode="reflect", truncate=4.0)
 
 
 def _components(connectivity: int) -> np.ndarray:
@@ -99,20 +105,15 @@ def _local_mean_box(op, values, spec):
     total = image
     for axis, k in enumerate(n):
         total = ndimage.correlate1d(total, np.ones(k, np.int64), axis=axis, output=np.int64, mode="reflect")
-    scale = 255.0 if spec.kind == "probability" and spec.dtype == "uint8" else 1.0
     mean = total / float(np.prod(n))
-    return image > mean + op.offset * scale if op.direction == "above" else image < mean - op.offset * scale
+    return image > mean + op.offset * unit(spec) if op.direction == "above" else image < mean - op.offset * unit(spec)
 
 
 ORACLES: dict[str, list[Oracle]] = {
     "invert": [Oracle(lambda op, v, s: ~_first(v), when=lambda op, v: _first(v).dtype.kind == "u" and op.maximum is None)],
     "gaussian": [Oracle(lambda op, v, s: _gaussian(_first(v), op.sigma_nm, s).astype(np.float32), "close")],
     "difference_of_gaussians": [
-        Oracle(
-            lambda op, v, s: _gaussian(_first(v), op.sigma_small_nm, s) - _gaussian(_first(v), op.sigma_large_nm, s),
-            "close",
-            lambda op, v: not op.positive,
-        )
+        Oracle(lambda op, v, s: _gaussian(_first(v), op.sigma_small_nm, s) - _gaussian(_first(v), op.sigma_large_nm, s), "close")
     ],
     "median": [Oracle(lambda op, v, s: ndimage.median_filter(_first(v), footprint=ball(op.radius_nm, s), mode="reflect"))],
     "white_tophat": [Oracle(_white_tophat)],
@@ -121,7 +122,7 @@ ORACLES: dict[str, list[Oracle]] = {
     "and": [Oracle(lambda op, v, s: np.logical_and(v["a"], v["b"]))],
     "or": [Oracle(lambda op, v, s: np.logical_or(v["a"], v["b"]))],
     "minus": [Oracle(lambda op, v, s: np.logical_and(v["a"], np.logical_not(v["b"])))],
-    "not": [Oracle(lambda op, v, s: np.logical_not(v["a"]))],
+    "not": [Oracle(lambda op, v, s: np.logical_not(_first(v)))],
     "mask": [Oracle(lambda op, v, s: np.where(v["mask"] > 0, v["image"], np.asarray(op.fill, v["image"].dtype)))],
     "mask_labels": [Oracle(lambda op, v, s: np.where(v["mask"] > 0, v["labels"], 0))],
     "fill_holes": [Oracle(lambda op, v, s: ndimage.binary_fill_holes(_first(v)), when=lambda op, v: op.max_volume_nm3 is None)],

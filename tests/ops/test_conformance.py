@@ -11,6 +11,7 @@ in a composite that uses it. One that can be tested in no way fails.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -186,7 +187,7 @@ def test_blockwise_equals_whole(op, scene):
     as_declared(op, whole, declared, next((s.shape for s in specs.values()), None))
     for oracle in oracles.ORACLES.get(op.name, ()):
         if oracle.when(op, values):
-            oracles.check(oracle, whole, oracle.expect(op, values, next(iter(specs.values()))))
+            oracles.check(oracle, whole, op, values, next(iter(specs.values())))
     if isinstance(op, Analysis):
         assert_same(whole, run(op, values, specs), rtol=0)
     elif isinstance(op.contract, Exact):
@@ -243,7 +244,8 @@ def test_documented(op):
     """What `vemray ops` prints is there."""
     cls = type(op)
     assert (cls.__doc__ or "").strip() and not cls.__doc__.startswith(f"{cls.__name__}("), f"'{op.name}' has no docs"
-    for name, f in cls.__dataclass_fields__.items():
+    for f in dataclasses.fields(cls):
+        name = f.name
         assert "description=" in str(f.type) or any(getattr(m, "description", None) for m in getattr(f.type, "__metadata__", ())), (
             f"'{op.name}': parameter '{name}' has no description"
         )
@@ -308,8 +310,8 @@ def resident_peak(call) -> int:
 
 def test_registry_is_tested():
     """Every operator has examples, a kind that the harness runs, and a memory declaration."""
-    assert len(OPERATORS) > 10
-    for name, cls in OPERATORS.items():
+    ours = {n: c for n, c in OPERATORS.items() if c.__module__.startswith("vemray.")}
+    for name, cls in ours.items():
         assert cls.examples(), f"'{name}' has no examples: it is not tested"
         assert issubclass(cls, Filter | Labeller | Measure | Analysis | Composite), f"'{name}' is of no known kind"
         assert isinstance(cls.contract, Exact | Approximate)

@@ -257,7 +257,21 @@ def register(name: str, *, hidden: bool = False) -> Callable[[type[Operator]], t
     return wrap
 
 
+@functools.lru_cache(maxsize=1)
+def load_plugins() -> None:
+    """Operators of others: modules named in VEMRAY_PLUGINS (comma separated) and entry points of the group 'vemray.operators'."""
+    import importlib
+    import importlib.metadata
+    import os
+
+    for module in filter(None, os.environ.get("VEMRAY_PLUGINS", "").split(",")):
+        importlib.import_module(module.strip())
+    for point in importlib.metadata.entry_points(group="vemray.operators"):
+        point.load()
+
+
 def find(name: str) -> type[Operator]:
+    load_plugins()
     if name not in OPERATORS:
         raise RecipeError(f"there is no operator '{name}'.{nearest(name, OPERATORS)} `vemray ops` lists them.")
     return OPERATORS[name]

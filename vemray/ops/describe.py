@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import typing
 
-from vemray.ops.base import OPERATORS, Analysis, Approximate, Composite, Filter, Labeller, Measure, Operator, find
+from vemray.ops.base import OPERATORS, Analysis, Approximate, Composite, Filter, Labeller, Measure, Operator, find, load_plugins
 
 KINDS = {Filter: "filter", Labeller: "labeller", Measure: "measure", Analysis: "analysis", Composite: "composite"}
 
@@ -37,6 +37,7 @@ def parameter_rows(cls: type[Operator]) -> list[tuple[str, str, str, str]]:
 
 
 def visible() -> dict[str, type[Operator]]:
+    load_plugins()
     return {n: c for n, c in sorted(OPERATORS.items()) if not c.hidden}
 
 

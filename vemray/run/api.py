@@ -110,9 +110,7 @@ def run(
         with contextlib.suppress(VemrayError, OSError):
             write_json(access.join(out, "run.json"), record)
             if state == "done" and report:
-                from vemray.report import write_report
-
-                events("note", text=f"report: {write_report(out)}")
+                events("note", text=_report(out))
             events("end", state=state, message=message)
         with contextlib.suppress(Exception):
             events.close()
@@ -120,6 +118,16 @@ def run(
         if owned and engine and engine.runner:
             engine.runner.close()
     return Results(out)
+
+
+def _report(out: str) -> str:
+    """Write the report; results that are whole are not called failed because a page about them could not be made."""
+    try:
+        from vemray.report import write_report
+
+        return f"report: {write_report(out)}"
+    except Exception as e:
+        return f"the results are complete, but the report could not be written: {type(e).__name__}: {e}. `vemray report {out}` tries again."
 
 
 def complete_stages(plan: Plan, out: str) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Any
 
 import ray
@@ -120,9 +121,12 @@ class RayRunner:
     def __init__(self, workers: int | None = None, address: str | None = None):
         self.started = not ray.is_initialized()
         env = {**WORKER_ENV, **{k: v for k, v in os.environ.items() if k.startswith("VEMRAY_")}}
+        if not address:
+            env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)  # a user's own operators, wherever the driver found them
         if self.started:
             common = dict(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": env}, configure_logging=False)
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the engine says what failed, once
             try:
                 if address:
                     ray.init(address=address, **common)

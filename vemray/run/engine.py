@@ -201,6 +201,12 @@ class Engine:
         t0, finished = time.time(), before
         voxels = grid.shape[0] * grid.shape[1] * grid.shape[2] / max(1, len(grid))
 
+        interval = max(SIDE**3, self.runner.window)
+
+        def unsaved() -> int:
+            """Blocks that are done but whose group is not: what a crash now would lose beside those in flight."""
+            return sum(map(len, open_groups.values()))
+
         def collect() -> None:
             nonlocal finished
             for index, stats, handle in pool.wait():
@@ -227,7 +233,7 @@ class Engine:
                 open_groups[coords] = {}
                 for i in indices:
                     group_of[i] = (coords, indices)
-                    while pool.in_flight >= self.runner.window:
+                    while pool.in_flight >= self.runner.window or (pool.in_flight and unsaved() >= interval):
                         collect()
                     pool.submit(i)
             while pool.in_flight:

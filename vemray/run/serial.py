@@ -35,7 +35,7 @@ class SerialRunner:
 
     name = "serial"
     workers = 1
-    window = 16
+    window = 8
 
     def __init__(self, seed: int = 0):
         self.rng = random.Random(seed)

@@ -24,21 +24,13 @@ class _Voxels(BackendArray):
     def _read(self, key):
         start, stop, then = [], [], []
         for k, n in zip(key, self.shape):
-            if isinstance(k, slice):
-                at = range(*k.indices(n))
-                low, high = (min(at[0], at[-1]), max(at[0], at[-1]) + 1) if len(at) else (0, 0)
-                then.append(slice(None, None, at.step) if at.step > 0 else slice(None, None, at.step))
-            else:
-                low = int(k) % n
-                high = low + 1
-                then.append(0)
-            start.append(low)
-            stop.append(high)
+            at = range(*k.indices(n)) if isinstance(k, slice) else range(int(k) % n, int(k) % n + 1)
+            start.append(min(at[0], at[-1]) if at else 0)
+            stop.append(max(at[0], at[-1]) + 1 if at else 0)
+            then.append(slice(None, None, at.step) if isinstance(k, slice) else 0)
         box = Box(tuple(start), tuple(stop))
         if box.size == 0:
-            return np.empty(box.shape, self.dtype)[tuple(t if isinstance(t, slice) else 0 for t in then)] if all(
-                isinstance(t, slice) for t in then
-            ) else np.empty([s for s, t in zip(box.shape, then) if isinstance(t, slice)], self.dtype)
+            return np.empty([len(range(*k.indices(n))) for k, n in zip(key, self.shape) if isinstance(k, slice)], self.dtype)
         return self.volume.read(box)[tuple(then)]
 
 

@@ -49,7 +49,9 @@ def _json(url: str) -> dict[str, Any] | None:
     try:
         return json.loads(data)
     except ValueError as e:
-        raise VolumeError(f"{access.shown(url)} is not valid JSON ({e}): the volume's metadata is damaged. Copy or create the volume again.") from None
+        raise VolumeError(
+            f"{access.shown(url)} is not valid JSON ({e}): the volume's metadata is damaged. Copy or create the volume again."
+        ) from None
 
 
 def read_node(url: str) -> Node | None:
@@ -111,7 +113,9 @@ def read_multiscale(node: Node, where: str) -> Multiscale | None:
             tuple(scales), tuple(shifts), str(entry.get("name") or ""), "image-label" in ome,
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise VolumeError(f"the OME-Zarr metadata of {where} cannot be read ({type(e).__name__}: {e}). Check it with ome-zarr-models, or open one array directly.") from None
+        raise VolumeError(
+            f"the OME-Zarr metadata of {where} cannot be read ({type(e).__name__}: {e}). Check it, or open one of its arrays."
+        ) from None
 
 
 def _transforms(items, n: int, where: str) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
@@ -167,7 +171,7 @@ def write_multiscale(name: str, levels: tuple[Level, ...], kind: str, extra: dic
 def spacing_of(ms: Multiscale, level: int, zyx: tuple[int, int, int], where: str) -> tuple[Spacing, tuple[float, float, float]]:
     """(spacing, origin) of a level in nm; VolumeError 'voxel size unknown' when the file does not say it in a known unit."""
     scale = ms.scales[level]
-    if scale is None:
+    if scale is None or not ms.axes:
         raise VolumeError(f"voxel size unknown: {where} has no scale. {SPACING_HINT}")
     for i in zyx:
         if ms.units[i] is None:

@@ -8,7 +8,6 @@ Later levels are a pass of their own, because no shard may have two writers.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +62,10 @@ def plan_levels(
             raise VolumeError(f"{name} must be three numbers of at least 1 voxel (z, y, x), got {tuple(given)}.")
     if any(s % c for s, c in zip(shard, chunk)):
         legal = tuple(max(c, round(s / c) * c) for s, c in zip(shard, chunk))
-        raise VolumeError(f"a shard (the block that is written at once) must be whole chunks: shard {tuple(shard)} is not a multiple of chunk {tuple(chunk)}. Nearest: {legal}.")
+        raise VolumeError(
+            f"a shard (the block that is written at once) must be whole chunks: shard {tuple(shard)} is not a multiple of chunk {tuple(chunk)}. "
+            f"Nearest: {legal}."
+        )
     if levels is not None and levels < 1:
         raise VolumeError(f"a volume has at least 1 resolution level, got levels={levels}.")
     fitted = [_crop(n, s, c) for n, s, c in zip(shape, shard, chunk)]
@@ -110,16 +112,18 @@ def reduce(array: np.ndarray, factor: Int3, labels: bool) -> np.ndarray:
     labels True: the most frequent value; a tie goes to foreground before background (0), then to the smaller value."""
     if factor == (1, 1, 1):
         return array
-    kernel = _kernels()["mode" if labels else "mean_int" if array.dtype.kind in "iu" else "mean_float"]
-    shape = tuple(-(-n // f) for n, f in zip(array.shape, factor))
-    out = np.empty(shape, array.dtype)
-    if out.size:
-        kernel(np.ascontiguousarray(array), out, *factor)
+    from vemray.store import pyramid_kernels as kernels
+
+    array = np.ascontiguousarray(array)
+    out = np.empty(tuple(-(-n // f) for n, f in zip(array.shape, factor)), array.dtype)
+    if not out.size:
+        return out
+    if labels:
+        kernels.mode(array, out, *factor, np.empty(array.shape[2], array.dtype))
+    elif array.dtype.kind == "f":
+        kernels.mean_float(array, out, *factor)
+    elif array.dtype.itemsize == 8:
+        kernels.mean_wide(array, out, *factor)
+    else:
+        kernels.mean_narrow(array, out, *factor, np.empty(array.shape[2], np.int32 if array.dtype.itemsize <= 2 else np.int64))
     return out
-
-
-@functools.lru_cache(maxsize=1)
-def _kernels():
-    from vemray.store import pyramid_kernels
-
-    return {"mode": pyramid_kernels.mode, "mean_int": pyramid_kernels.mean_int, "mean_float": pyramid_kernels.mean_float}

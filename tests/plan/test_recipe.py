@@ -1,0 +1,94 @@
+"""Recipes are strict: every mistake is one clear error before anything runs."""
+
+import numpy as np
+import pytest
+
+from vemray.errors import InputError, PlanError, RecipeError, VolumeError
+from vemray.geometry import Grid, Spacing
+from vemray.plan import Options, load_recipe
+from vemray.run.api import make_plan
+from vemray.store.volume import create
+
+GOOD = {
+    "vemray": 1,
+    "name": "good",
+    "inputs": {"mask": {"kind": "mask"}},
+    "steps": {"objects": {"op": "connected_components", "mask": "mask", "connectivity": 26}, "table": {"op": "measure", "labels": "objects"}},
+}
+
+
+@pytest.fixture
+def mask_url(tmp_path):
+    url = str(tmp_path / "mask.zarr")
+    v = create(url, (40, 50, 60), "bool", Spacing(8, 8, 8), kind="mask", shard=(64, 64, 64), chunk=(32, 32, 32))
+    v.write(Grid(v.shape, v.shard).write_box(0), np.zeros(v.shape, bool))
+    return url
+
+
+def changed(**parts):
+    return {**GOOD, **parts}
+
+
+def step(**body):
+    return changed(steps={"objects": body})
+
+
+@pytest.mark.parametrize(
+    "recipe, says",
+    [
+        (changed(step={}), "unknown key 'step'. Did you mean 'steps'"),
+        (changed(inputs={"mask": {"knd": "mask"}}), "unknown key 'inputs.mask.knd'. Did you mean 'kind'"),
+        (step(op="conected_components", mask="mask"), "no operator 'conected_components'. Did you mean 'connected_components'"),
+        (step(op="connected_components", mask="mask", conectivity=6), "no parameter or input 'conectivity'. Did you mean 'connectivity'"),
+        (step(op="connected_components", mask="mask", connectivity=7), "connectivity"),
+        (step(op="connected_components"), "needs the input 'mask'"),
+        (step(op="connected_components", mask="msk"), "names 'msk', which is neither a step nor an input. Did you mean 'mask'"),
+        (step(op="measure", labels="mask"), "takes labels at 'labels', but 'mask' is mask"),
+        (step(op="connected_components", mask="objects"), "takes itself"),
+        (changed(outputs=["objcts"]), "no step 'objcts'. Did you mean 'objects'"),
+        (changed(steps={"mask": {"op": "not", "mask": "mask"}}), "name of an input and of a step"),
+        (changed(vemray=2), "vemray"),
+        ({"vemray": 1}, "name"),
+    ],
+)
+def test_mistakes_are_named(recipe, says, mask_url):
+    with pytest.raises(RecipeError) as e:
+        make_plan(recipe, {"mask": mask_url})
+    assert says in str(e.value)
+
+
+def test_sets_override(mask_url):
+    p = make_plan(GOOD, mask_url, sets=["steps.objects.connectivity=6"])
+    assert p.graph.nodes["objects"].op.connectivity == 6
+    with pytest.raises(RecipeError, match="Did you mean 'objects'"):
+        load_recipe(GOOD, ["steps.objcts.connectivity=6"])
+    with pytest.raises(RecipeError, match="steps.NAME"):
+        load_recipe(GOOD, ["connectivity"])
+
+
+def test_measure_rides_on_the_labels_and_keys_follow_content(mask_url):
+    p = make_plan(GOOD, mask_url)
+    (stage,) = p.stages
+    assert [n.name for n in stage.riders] == ["table"]
+    q = make_plan(GOOD, mask_url, Options((64, 64, 64), (32, 32, 32)))
+    assert [s.key for s in q.stages] == [s.key for s in p.stages], "the grid is not part of the content"
+    r = make_plan(GOOD, mask_url, sets=["steps.objects.connectivity=6"])
+    assert r.stages[0].key != p.stages[0].key
+
+
+def test_what_cannot_fit_is_refused_with_numbers(mask_url):
+    with pytest.raises(PlanError, match=r"needs \d+ MB a task .* may use \d+ MB\. Use smaller blocks"):
+        make_plan(GOOD, mask_url, Options((256, 256, 256), (64, 64, 64), memory_bytes=10_000_000))
+    with pytest.raises(PlanError, match="not a multiple of the chunk"):
+        Options((100, 64, 64), (64, 64, 64))
+
+
+def test_missing_inputs(mask_url, tmp_path):
+    with pytest.raises(VolumeError):
+        make_plan(GOOD, str(tmp_path / "nothing.zarr"))
+    with pytest.raises(RecipeError, match="has no input 'msk'. Did you mean 'mask'"):
+        make_plan(GOOD, {"mask": mask_url, "msk": mask_url})
+    with pytest.raises(RecipeError, match="needs the input 'mask'"):
+        make_plan(GOOD, {})
+    with pytest.raises(InputError, match="no recipe"):
+        make_plan(tmp_path / "none.yaml", mask_url)

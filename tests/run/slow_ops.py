@@ -1,0 +1,50 @@
+"""Operators for tests of the engine, loaded through VEMRAY_PLUGINS: one that takes its time and counts, one that fails on a block."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from vemray.ops.base import Filter, register
+
+
+@register("slow_copy")
+@dataclass(frozen=True)
+class SlowCopy(Filter):
+    """The mask again, after a while; each call leaves a line in the file VEMRAY_TEST_COUNT names."""
+
+    seconds: float = 0.1
+    bias: int = 0
+
+    def output(self, image):
+        return image
+
+    def memory(self, image):
+        return 2
+
+    def __call__(self, image, *, site):
+        if log := os.environ.get("VEMRAY_TEST_COUNT"):
+            with open(log, "a") as f:
+                f.write(f"{site.write} {os.getpid()}\n")
+        time.sleep(self.seconds)
+        return image.copy()
+
+
+@register("failing")
+@dataclass(frozen=True)
+class Failing(Filter):
+    """Fails where a block begins at `z`."""
+
+    z: int = 0
+
+    def output(self, image):
+        return image
+
+    def memory(self, image):
+        return 2
+
+    def __call__(self, image, *, site):
+        if site.write.start[0] == self.z:
+            raise ValueError("this block is poisoned")
+        return np.array(image)
