@@ -2,13 +2,14 @@
 (Meijster, Roerdink & Hesselink 2000; Felzenszwalb & Huttenlocher 2012). Whole numbers make the result independent of where a block
 starts: envelopes in floating point choose between nearly equal parabolas by rounding.
 
-Arrays hold signed squared distances to the nearest voxel of the other side: positive inside the mask, negative outside, 0 for a
-voxel whose side is not asked for, and +-NONE of the array's type where no voxel of the other side was met yet. A stretch of
+Arrays hold signed squared distances to the nearest voxel of the other side: where both sides are asked for,
+positive inside the mask and negative outside; 0 for a voxel whose side is not asked for, and +-NONE of the array's type where no voxel of the other side was met yet. A stretch of
 one sign along a line ends at voxels of the other side, which are at distance 0: so each stretch is an envelope of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,38 +20,49 @@ from numba import njit
 from vemray.geometry import Int3, Spacing
 
 INSIDE, OUTSIDE, BOTH = 1, 2, 3
-TILE = 64
+LIMIT = 1 << 61  # of squared distances
+TILE = 16  # columns taken together: 16 int32 are one cache line
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Whole-number weights of squared steps along z, y, x; `nm2` is the area in nm^2 of one unit."""
+    """Whole-number weights of squared steps along z, y, x; one unit is `nm2` nm^2."""
 
     weights: Int3
     nm2: float
-    extent: Int3
 
     @classmethod
-    def of(cls, spacing: Spacing, extent: Int3) -> Metric:
-        """For distances of up to `extent` voxels along each axis. Spacings that are decimal fractions of moderate length (4.6 nm, 50 nm)
-        are exact; others are rounded to 1e-9 relative or better at usual extents."""
+    @functools.lru_cache(maxsize=64)
+    def of(cls, spacing: Spacing, shape: Int3 = (1, 1, 1)) -> Metric:
+        """Spacings that are decimal fractions of moderate length (4.6 nm, 50 nm) are exact, others rounded to about 1e-9 relative. The same
+        for all volumes of a spacing up to 16,384 voxels along each axis, so that a crop gets the values of the whole."""
+        extent = [max(n, 1 << 14) for n in shape]
         steps = [Fraction(repr(s)) for s in spacing.zyx]
         whole = math.lcm(*(f.denominator for f in steps))
         sizes = [int(f * whole) for f in steps]
         common = math.gcd(*sizes)
         weights = tuple((s // common) ** 2 for s in sizes)
-        if sum(w * n * n for w, n in zip(weights, extent)) < 1 << 61:
-            return cls(weights, (common / whole) ** 2, extent)
-        scale = 2.0 ** math.floor(math.log2(2.0**61 / sum((s * max(1, n)) ** 2 for s, n in zip(spacing.zyx, extent))))
-        return cls(tuple(max(1, round(s * s * scale)) for s in spacing.zyx), 1 / scale, extent)
+        if sum(w * n * n for w, n in zip(weights, extent)) < LIMIT:
+            return cls(weights, (common / whole) ** 2)
+        scale = 2.0 ** math.floor(math.log2(LIMIT / 2 / sum((s * n) ** 2 for s, n in zip(spacing.zyx, extent))))
+        return cls(tuple(max(1, round(s * s * scale)) for s in spacing.zyx), 1 / scale)
 
-    def dtype(self, axes: tuple[int, ...]) -> np.dtype:
-        """Smallest signed type for squared distances within `axes`."""
-        return np.dtype(np.int32 if sum(self.weights[a] * self.extent[a] ** 2 for a in axes) < (1 << 31) - 1 else np.int64)
+    def dtype(self, shape: Int3, axes: tuple[int, ...]) -> np.dtype:
+        """Smallest signed type for squared distances along `axes` of a volume."""
+        return smallest(sum(self.weights[a] * shape[a] ** 2 for a in axes))
 
     def squared(self, radius_nm: float) -> int:
-        """Largest squared distance that counts as within `radius_nm`: distance <= radius, up to rounding of 1e-6 relative."""
-        return min(math.floor(radius_nm * radius_nm / self.nm2 * (1 + 2e-6)), (1 << 62) - 1)
+        """Largest squared distance that counts as within `radius_nm`: distance <= radius, where 1e-6 relative counts as equal."""
+        return min(math.floor(radius_nm * radius_nm / self.nm2 * (1 + 2e-6)), LIMIT)
+
+    def reach(self, radius_nm: float) -> Int3:
+        """Voxels along each axis that lie within `radius_nm`."""
+        return tuple(math.isqrt(self.squared(radius_nm) // w) for w in self.weights)
+
+
+def smallest(value: int) -> np.dtype:
+    """int32 or int64: where `value` lies below the type's NONE."""
+    return np.dtype(np.int32 if value < np.iinfo(np.int32).max else np.int64)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -69,7 +81,7 @@ def rows(mask, sides, out, weight, square, cap):
                     for i in range(a, x):
                         out[z, y, i] = 0
                     continue
-                sign = 1 if inside else -1
+                sign = -1 if sides == 3 and not inside else 1
                 for i in range(a, x):
                     d = np.int64(none)
                     if a > 0:
@@ -87,7 +99,8 @@ def rows(mask, sides, out, weight, square, cap):
 def sweep(src, out, weight, square_weight, cap, none_out, unit):
     """Lower envelopes along the middle axis of (outer, n, inner) arrays; `out` may be `src`.
 
-    `square_weight` > 0: `src` holds steps along x, not squares. `none_out`: the NONE of `out`. `unit` > 0: `out` gets signed distances, sqrt(square * unit), inf where NONE."""
+    `square_weight` > 0: `src` holds steps along x, not squares. `none_out`: the NONE of `out`. More than `cap` is NONE (`cap` < 0: no cap).
+    `unit` > 0: `out` gets signed distances, sqrt(square * unit), infinite where NONE."""
     outer, n, inner = src.shape
     none_in = np.int64(np.iinfo(src.dtype).max)
     none = np.int64(1) << 62
@@ -117,7 +130,7 @@ def sweep(src, out, weight, square_weight, cap, none_out, unit):
 def _put(out, o, i, k, v, none, cap, none_out, unit):
     size = abs(v)
     if unit > 0:
-        if size == none:
+        if size == none or (cap >= 0 and size > cap):
             out[o, i, k] = math.copysign(math.inf, v)
         else:
             out[o, i, k] = math.copysign(math.sqrt(size * unit), v)

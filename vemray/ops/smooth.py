@@ -110,18 +110,21 @@ class Median(Filter):
         return image
 
     def memory(self, image: ArraySpec) -> float:
-        # the reflected copy may be larger than what was read, by a halo along each axis of a volume thinner than the block
-        return 3 * np.dtype(image.dtype).itemsize + 1
+        # beside the result, a copy reflected along x: at most twice what was read, or more where the volume is thinner than the ball
+        size = np.dtype(image.dtype).itemsize
+        reach = 2 * self.halo(image.spacing)[2]
+        wide = 12 if image.dtype == "float16" else 0
+        return size * (1 + max(2.0, 1 + reach / max(1, image.shape[2]))) + wide + 0.5
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
-        padded = reflect(image, self.halo(site.spacing), site)
+        if image.dtype == np.float16:  # numba knows no float16; float32 holds it exactly
+            return self(image.astype(np.float32), site=site).astype(np.float16)
+        z, y, x = reflections(self.halo(site.spacing), site)
+        if len(x) != image.shape[2]:
+            image = _take_x(image, x)
         out = np.empty(site.write.shape, image.dtype)
         kernel = {"uint8": _median_uint8, "uint16": _median_uint16}.get(image.dtype.name, _median_any)
-        if image.dtype == np.float16:  # numba knows no float16; float32 holds it exactly
-            wide = np.empty(out.shape, np.float32)
-            _median_any(padded.astype(np.float32), chords(self.radius_nm, site.spacing), wide)
-            return wide.astype(np.float16)
-        kernel(padded, chords(self.radius_nm, site.spacing), out)
+        kernel(image.reshape(-1), *image.shape[1:], z, y, chords(self.radius_nm, site.spacing), out)
         return out
 
 
@@ -163,18 +166,6 @@ def reflected(start: int, stop: int, n: int, origin: int) -> np.ndarray:
 def reflections(halo: Int3, site: Site) -> list[np.ndarray]:
     """For each axis the indices, into an array over the read box, of the write box grown by `halo`."""
     return [reflected(a - h, b + h, n, origin) for a, b, h, n, origin in zip(site.write.start, site.write.stop, halo, site.shape, site.read.start)]
-
-
-def reflect(image: np.ndarray, halo: Int3, site: Site) -> np.ndarray:
-    """The image over the write box grown by `halo`, reflected at the volume's edges; the image itself where nothing is to be done."""
-    if site.read == site.write.grow(halo):
-        return image
-    z, y, x = reflections(halo, site)
-    out = np.empty((len(z), len(y), len(x)), image.dtype)
-    for k, i in enumerate(z):
-        np.take(image[i], x, axis=1, out=(plane := np.empty((image.shape[1], len(x)), image.dtype)), mode="clip")
-        np.take(plane, y, axis=0, out=out[k], mode="clip")
-    return out
 
 
 def gaussian(image: np.ndarray, sigma_nm: float, site: Site) -> np.ndarray:
@@ -240,29 +231,46 @@ def _convolve(image, wz, wy, wx, iz, iy, ix, unit, out):
 
 
 @njit(cache=True, nogil=True)
-def _median_uint8(padded, chords, out):
-    """`padded` covers the output grown by the ball's radius. The histogram slides along x; `below` counts values under `median`."""
-    nz, ny, nx = out.shape
-    rz, ry, rx = (padded.shape[0] - nz) // 2, (padded.shape[1] - ny) // 2, (padded.shape[2] - nx) // 2
-    n = 0
+def _take_x(image, ix):
+    out = np.empty((image.shape[0], image.shape[1], len(ix)), image.dtype)
+    for z in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            for x in range(len(ix)):
+                out[z, y, x] = image[z, y, ix[x]]
+    return out
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _line_ends(z, y, iz, iy, my, mx, rx, chords, first, last):
+    """Where each chord of the ball around voxel (z, y, 0) begins and ends (one beyond) in the flat image."""
+    rz, ry = chords[-1, 0], chords[:, 1].max()
     for c in range(len(chords)):
-        n += 2 * chords[c, 2] + 1
-    rank = n // 2
+        line = (iz[z + rz + chords[c, 0]] * my + iy[y + ry + chords[c, 1]]) * mx + rx
+        first[c] = line - chords[c, 2]
+        last[c] = line + chords[c, 2] + 1
+
+
+@njit(cache=True, nogil=True)
+def _median_uint8(flat, my, mx, iz, iy, chords, out):
+    """`flat`: an image of planes of my x mx that covers the output grown along x by the ball's radius; iz, iy: its rows for the output
+    grown along z and y. The histogram slides along x; `below` counts values under `median`."""
+    nz, ny, nx = out.shape
+    first, last = np.empty(len(chords), np.uint64), np.empty(len(chords), np.uint64)
+    rank = (2 * chords[:, 2] + 1).sum() // 2
     hist = np.empty(256, np.int32)
     for z in range(nz):
         for y in range(ny):
+            _line_ends(z, y, iz, iy, my, mx, (mx - nx) // 2, chords, first, last)
             hist[:] = 0
             median, below = 0, 0
             for c in range(len(chords)):
-                line = padded[z + rz + chords[c, 0], y + ry + chords[c, 1]]
-                for x in range(rx - chords[c, 2], rx + chords[c, 2] + 1):
-                    hist[line[x]] += 1
+                for i in range(first[c], last[c]):
+                    hist[flat[i]] += 1
             for x in range(nx):
                 if x > 0:
+                    step = np.uint64(x - 1)
                     for c in range(len(chords)):
-                        line = padded[z + rz + chords[c, 0], y + ry + chords[c, 1]]
-                        old = line[x - 1 + rx - chords[c, 2]]
-                        new = line[x + rx + chords[c, 2]]
+                        old, new = flat[first[c] + step], flat[last[c] + step]
                         hist[old] -= 1
                         hist[new] += 1
                         below += np.int64(new < median) - np.int64(old < median)
@@ -276,35 +284,31 @@ def _median_uint8(padded, chords, out):
 
 
 @njit(cache=True, nogil=True)
-def _median_uint16(padded, chords, out):
+def _median_uint16(flat, my, mx, iz, iy, chords, out):
     """As for uint8, in two levels: the histogram of high bytes slides its median, the low byte is looked up below it."""
     nz, ny, nx = out.shape
-    rz, ry, rx = (padded.shape[0] - nz) // 2, (padded.shape[1] - ny) // 2, (padded.shape[2] - nx) // 2
-    n = 0
-    for c in range(len(chords)):
-        n += 2 * chords[c, 2] + 1
-    rank = n // 2
+    first, last = np.empty(len(chords), np.uint64), np.empty(len(chords), np.uint64)
+    rank = (2 * chords[:, 2] + 1).sum() // 2
     high = np.empty(256, np.int32)
     fine = np.zeros(65536, np.int32)
     for z in range(nz):
         for y in range(ny):
+            _line_ends(z, y, iz, iy, my, mx, (mx - nx) // 2, chords, first, last)
             high[:] = 0
             median, below = 0, 0
             for c in range(len(chords)):
-                line = padded[z + rz + chords[c, 0], y + ry + chords[c, 1]]
-                for x in range(rx - chords[c, 2], rx + chords[c, 2] + 1):
-                    high[line[x] >> 8] += 1
-                    fine[line[x]] += 1
+                for i in range(first[c], last[c]):
+                    high[flat[i] >> 8] += 1
+                    fine[flat[i]] += 1
             for x in range(nx):
                 if x > 0:
+                    step = np.uint64(x - 1)
                     for c in range(len(chords)):
-                        line = padded[z + rz + chords[c, 0], y + ry + chords[c, 1]]
-                        old = line[x - 1 + rx - chords[c, 2]]
-                        new = line[x + rx + chords[c, 2]]
-                        high[old >> 8] -= 1
+                        old, new = flat[first[c] + step], flat[last[c] + step]
                         fine[old] -= 1
-                        high[new >> 8] += 1
                         fine[new] += 1
+                        high[old >> 8] -= 1
+                        high[new >> 8] += 1
                         below += np.int64((new >> 8) < median) - np.int64((old >> 8) < median)
                 while below > rank:
                     median -= 1
@@ -318,30 +322,27 @@ def _median_uint16(padded, chords, out):
                     value += 1
                 out[z, y, x] = value
             for c in range(len(chords)):  # what the last window holds: cheaper than clearing 65,536 counts
-                line = padded[z + rz + chords[c, 0], y + ry + chords[c, 1]]
-                for x in range(nx - 1 + rx - chords[c, 2], nx + rx + chords[c, 2]):
-                    fine[line[x]] = 0
+                for i in range(first[c], last[c]):
+                    fine[flat[i + np.uint64(nx - 1)]] = 0
 
 
 @njit(cache=True, nogil=True)
-def _median_any(padded, chords, out):
+def _median_any(flat, my, mx, iz, iy, chords, out):
     """Selects the middle of the sorted window (Hoare's quickselect)."""
     nz, ny, nx = out.shape
-    rz, ry, rx = (padded.shape[0] - nz) // 2, (padded.shape[1] - ny) // 2, (padded.shape[2] - nx) // 2
-    n = 0
-    for c in range(len(chords)):
-        n += 2 * chords[c, 2] + 1
+    first, last = np.empty(len(chords), np.uint64), np.empty(len(chords), np.uint64)
+    n = (2 * chords[:, 2] + 1).sum()
     rank = n // 2
-    window = np.empty(n, padded.dtype)
+    window = np.empty(n, flat.dtype)
     for z in range(nz):
         for y in range(ny):
+            _line_ends(z, y, iz, iy, my, mx, (mx - nx) // 2, chords, first, last)
             for x in range(nx):
-                i = 0
+                k = 0
                 for c in range(len(chords)):
-                    line = padded[z + rz + chords[c, 0], y + ry + chords[c, 1]]
-                    for k in range(x + rx - chords[c, 2], x + rx + chords[c, 2] + 1):
-                        window[i] = line[k]
-                        i += 1
+                    for i in range(first[c], last[c]):
+                        window[k] = flat[i + np.uint64(x)]
+                        k += 1
                 low, high = 0, n - 1
                 while low < high:
                     pivot = window[(low + high) >> 1]

@@ -69,13 +69,13 @@ class Status:
         kind = e["event"]
         stages = self.state.setdefault("stages", {})
         if kind == "plan":
-            stages.update({s["name"]: {"title": s["title"], "blocks": s["blocks"], "done": 0, "state": "waiting"} for s in e["stages"]})
+            stages.update({s["name"]: {"title": s["title"], "blocks": s["blocks"], "all": s["blocks"], "done": 0, "state": "waiting"} for s in e["stages"]})
         elif kind == "stage":
             stages[e["stage"]].update(state="running", pass_name=e["pass_name"], blocks=e["blocks"], done=e["done"], started=e["t"])
         elif kind == "blocks":
             stages[e["stage"]].update(done=e["done"], rate_mvoxel_s=e["rate"], remaining_s=e["remaining"])
         elif kind == "stage_done":
-            stages[e["stage"]].update(state="skipped" if e.get("skipped") else "done", seconds=e.get("seconds"))
+            stages[e["stage"]].update(state="skipped" if e.get("skipped") else "done", seconds=e.get("seconds"), blocks=stages[e["stage"]]["all"])
         elif kind == "end":
             self.state.update(state=e["state"], message=e.get("message", ""))
         self.state["beat"] = e["t"]

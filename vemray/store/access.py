@@ -12,8 +12,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 from vemray.errors import StorageError, VolumeError
 from vemray.store import s3
@@ -27,9 +27,11 @@ __all__ = [
     "exists",
     "filesystem",
     "join",
+    "is_folder",
     "list_names",
     "local_path",
     "object_facts",
+    "open_read",
     "probe",
     "reach",
     "read_all",
@@ -172,6 +174,28 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list:
         return [memoryview(b) for b in obstore.get_ranges(store, key, starts=[a for a, _ in ranges], ends=[b for _, b in ranges])]
     fs, path = filesystem(url)
     return fs.cat_ranges([path] * len(ranges), [a for a, _ in ranges], [b for _, b in ranges])
+
+
+@contextlib.contextmanager
+def open_read(url: str) -> Iterator[BinaryIO]:
+    """A seekable binary file to read from, closed at the end. Storage's errors are translated."""
+    with storage_errors(url, "read"):
+        if scheme(url) == "file":
+            f = open(local_path(url), "rb")
+        else:
+            fs, path = filesystem(url)
+            f = fs.open(path, "rb")
+        with f:
+            yield f
+
+
+def is_folder(url: str) -> bool:
+    """True for a local folder, or a prefix with something under it."""
+    with storage_errors(url, "read"):
+        if scheme(url) == "file":
+            return os.path.isdir(local_path(url))
+        fs, path = filesystem(url)
+        return fs.isdir(path)
 
 
 def write_bytes(url: str, data) -> None:

@@ -1,0 +1,94 @@
+"""python -m bench [--size 512] [--repeats 3] [--only NAME] [--dir FOLDER]: the workloads of docs/performance.md, as a table of ratios."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.measure import ROOT, interleaved, run
+
+PY = sys.executable
+
+
+def prepare(folder: Path, n: int) -> Path:
+    """The pinned volume of n^3 voxels, made once."""
+    root = folder / f"n{n}_v3_c64.zarr"
+    if not (folder / f"n{n}.json").exists():
+        subprocess.run([PY, str(ROOT / "bench" / "reference" / "volume.py"), str(n), str(folder)], check=True)
+    return root
+
+
+def side(name: str, *args) -> list[str]:
+    return [PY, "-m", "bench.sides", name, *map(str, args)]
+
+
+def components(folder: Path, n: int, repeats: int):
+    v, block = prepare(folder, n), 256
+    r = interleaved(
+        {
+            "floor": [PY, str(ROOT / "bench/reference/components_floor.py"), str(v), str(folder / "floor"), "2", str(block)],
+            "vemray": side("components", v, folder / "components", "ray", 2, block),
+        },
+        repeats,
+    )
+    one = run(side("components", v, folder / "components", "ray", 1, block))
+    assert r["vemray"].said["objects"] == r["floor"].said["objects"], "the two count different objects"
+    yield "components + measure + labels", n, "CPU / CPU of the floor (labels only)", r["vemray"].cpu / r["floor"].cpu, "<= 2", r["vemray"]
+    yield "two workers", n, "speed / one worker's", one.wall / r["vemray"].wall, ">= 1.4", r["vemray"]
+
+
+def measure(folder: Path, n: int, repeats: int):
+    v = prepare(folder, n)
+    r = interleaved({"vemray": side("measure", v)}, repeats)["vemray"]
+    yield "measure alone, every feature", n, "Mvoxel / CPU s", r.said["voxels"] / 1e6 / r.cpu, ">= 40", r
+
+
+def distance(folder: Path, n: int, repeats: int):
+    v = prepare(folder, n)
+    r = interleaved({"edt": side("edt", v), "vemray": side("distance", v, folder / "distance")}, repeats)
+    yield "full distance map", n, "CPU / CPU of edt in memory", r["vemray"].cpu / r["edt"].cpu, "<= 2", r["vemray"]
+
+
+def watershed(folder: Path, n: int, repeats: int):
+    v = prepare(folder, n)
+    r = interleaved({"skimage": side("skimage_watershed", v), "vemray": side("watershed_markers", v, folder / "watershed")}, 1 if n > 256 else repeats)
+    yield "watershed from markers", n, "voxels per CPU s / scikit-image's", r["skimage"].cpu / r["vemray"].cpu, ">= 5", r["vemray"]
+
+
+def watershed_h(folder: Path, n: int, repeats: int):
+    v = prepare(folder, n)
+    r = run(side("watershed_h", v, folder / "watershed_h"))
+    yield "watershed by h, blockwise", n, "peak GB of a task", r.peak_gb, "<= 2", r
+
+
+def inference(folder: Path, n: int, repeats: int):
+    v = prepare(folder, min(n, 512))
+    r = interleaved({"forward": side("forward", v), "vemray": side("infer", v, folder / "infer")}, repeats)
+    yield "inference from a folder", min(n, 512), "output voxels per CPU s / bare forward's", (r["vemray"].said["voxels"] / r["vemray"].cpu) / (r["forward"].said["voxels"] / r["forward"].cpu), ">= 0.85", r["vemray"]
+
+
+WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, inference)}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    p.add_argument("--size", type=int, nargs="+", default=[512], help="edge of the volume in voxels; several to see the cost per voxel")
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    p.add_argument("--dir", type=Path, default=Path("out/bench"))
+    a = p.parse_args()
+    a.dir.mkdir(parents=True, exist_ok=True)
+    say = sys.stdout.write
+    say("| workload | size | ratio of | is | wanted | wall s | CPU s | peak GB |\n|---|---|---|---|---|---|---|---|\n")
+    for name in a.only:
+        for n in a.size:
+            for what, size, of, value, wanted, r in WORKLOADS[name](a.dir, n, a.repeats):
+                say(f"| {what} | {size}^3 | {of} | {value:.2f} | {wanted} | {r.wall:.1f} | {r.cpu:.1f} | {r.peak_gb:.2f} |\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
+

@@ -1,0 +1,237 @@
+"""One side of each comparison, run in a process of its own: python -m bench.sides NAME ARGS. Prints one JSON line. Imports,
+compilation and Ray's start are left out of the times; reading and writing are in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+
+import numpy as np
+
+
+class Clock:
+    """Wall and CPU seconds of this process and all below it."""
+
+    def __init__(self):
+        self.t, self.c = time.perf_counter(), self._cpu()
+
+    @staticmethod
+    def _cpu() -> float:
+        import psutil
+
+        me = psutil.Process()
+        total = 0.0
+        for p in [me, *me.children(recursive=True)]:
+            try:
+                t = p.cpu_times()
+                total += t.user + t.system
+            except psutil.Error:
+                pass
+        return total
+
+    def read(self) -> dict:
+        return {"wall_s": round(time.perf_counter() - self.t, 3), "cpu_s": round(self._cpu() - self.c, 3)}
+
+
+def _options(block: int):
+    from vemray.plan import Options
+
+    return Options((block,) * 3, (64,) * 3)
+
+
+def _volume(root: str, name: str):
+    from vemray.geometry import Spacing
+    from vemray.store.volume import open
+
+    return open(f"{root}/{name}/s0", spacing=Spacing(8, 8, 8))
+
+
+def _recipe(kind: str, steps: dict, outputs: list[str]) -> dict:
+    return {"vemray": 1, "name": "bench", "inputs": {"v": {"kind": kind}}, "steps": steps, "outputs": outputs}
+
+
+def _run(volume: str, array: str, kind: str, steps: dict, outputs: list[str], out: str, runner, block: int, warm: bool = True) -> dict:
+    """A recipe on the pinned volume; a run on a small crop first, so that compilation is not measured."""
+    from vemray.geometry import Spacing
+    from vemray.run.api import run, source
+
+    src = {"v": source("v", f"{volume}/{array}/s0", kind, Spacing(8, 8, 8))}
+    shutil.rmtree(out, ignore_errors=True)
+    clock = Clock()
+    r = run(_recipe(kind, steps, outputs), src, out, runner=runner, options=_options(block), report=False, listeners=(lambda e: None,))
+    facts = clock.read()
+    size = int(np.prod(src["v"].volume.shape))
+    peak = max(s["peak_bytes"] for s in r.run["stages"])
+    return {**facts, "voxels": size, "task_peak_gb": round(peak / 1e9, 3), "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3), "results": r}
+
+
+def _runner(name: str, workers: int):
+    if name == "serial":
+        from vemray.run.serial import SerialRunner
+
+        return SerialRunner()
+    from vemray.run.cluster import RayRunner
+
+    return RayRunner(workers)
+
+
+LABEL = {
+    "mask": {"op": "threshold", "image": "v", "value": 128},
+    "labels": {"op": "connected_components", "mask": "mask", "connectivity": 6},
+    "table": {"op": "measure", "labels": "labels", "image": "v"},
+}
+
+
+def components(volume: str, out: str, runner: str, workers: str, block: str) -> dict:
+    r = _runner(runner, int(workers))
+    for i in range(2 if runner == "ray" else 1):  # workers import and compile on a first, small run
+        if i == 0 and runner == "ray":
+            _warm(r, out)
+    result = _run(volume, "prob", "image", LABEL, ["labels", "table"], out, r, int(block))
+    result["objects"] = result.pop("results").arrow["table"].num_rows
+    r.close()
+    return result
+
+
+def _warm(runner, out: str) -> None:
+    """A small volume through the same stages, on every worker."""
+    from vemray.geometry import Grid, Spacing
+    from vemray.run.api import run
+    from vemray.store.volume import create
+
+    rng = np.random.default_rng(0)
+    url = f"{out}-warm/v.zarr"
+    v = create(url, (128, 256, 256), "uint8", Spacing(8, 8, 8), shard=(64,) * 3, chunk=(64,) * 3, overwrite=True)
+    grid = Grid(v.shape, v.shard)
+    for i in range(len(grid)):
+        v.write(grid.write_box(i), rng.integers(100, 200, grid.write_box(i).shape).astype(np.uint8))
+    run(_recipe("image", LABEL, ["labels", "table"]), url, f"{out}-warm/out", runner=runner, options=_options(64), report=False, listeners=(lambda e: None,))
+    shutil.rmtree(f"{out}-warm")
+
+
+def measure(volume: str) -> dict:
+    """Every feature with intensity and surface, over 256^3 blocks in memory order, merged; reading left out."""
+    from vemray.geometry import Box, Grid
+    from vemray.ops import build
+    from vemray.ops.base import Site
+    from vemray.run.reduce import Tree
+
+    labels, image = _volume(volume, "labels"), _volume(volume, "prob")
+    op = build("measure", {})
+    specs = (labels.spec, image.spec)
+
+    def part(box: Box):
+        a, b = labels.read(box), image.read(box)
+        clock = Clock()
+        p = op.measure(a, b, site=Site(labels.shape, labels.spacing, box, box, specs))
+        return p, clock.read()["cpu_s"]
+
+    part(Box((0, 0, 0), (64, 64, 64)))
+    grid, cpu = Grid(labels.shape, (256,) * 3), 0.0
+    tree = Tree(grid.counts, lambda fn, *a: fn(*a))
+    merge = 0.0
+    for i in range(len(grid)):
+        p, c = part(grid.write_box(i))
+        cpu += c
+        clock = Clock()
+        tree.add(grid.coords(i), p)
+        merge += clock.read()["cpu_s"]
+    clock = Clock()
+    rows = op.finish(tree.root, specs).num_rows
+    cpu += merge + clock.read()["cpu_s"]
+    return {"wall_s": round(cpu, 3), "cpu_s": round(cpu, 3), "voxels": int(np.prod(labels.shape)), "objects": rows}
+
+
+def edt(volume: str) -> dict:
+    import edt
+
+    mask = np.asarray(_volume(volume, "mask").read(_volume(volume, "mask").box)) > 0
+    clock = Clock()
+    edt.edt(mask, anisotropy=(8, 8, 8), parallel=1)
+    return clock.read()
+
+
+def distance(volume: str, out: str) -> dict:
+    steps = {"m": {"op": "threshold", "image": "v", "value": 1}, "d": {"op": "distance_map", "mask": "m"}}
+    _compile_distance(out)
+    r = _run(volume, "mask", "image", steps, ["d"], out, _runner("serial", 1), 256)
+    r.pop("results")
+    return r
+
+
+def _compile_distance(out: str) -> None:
+    from vemray.geometry import Grid, Spacing
+    from vemray.run.api import run
+    from vemray.store.volume import create
+
+    url = f"{out}-warm/v.zarr"
+    v = create(url, (70, 70, 70), "uint8", Spacing(8, 8, 8), shard=(128,) * 3, chunk=(64,) * 3, overwrite=True)
+    v.write(Grid(v.shape, v.shard).write_box(0), (np.random.default_rng(0).random(v.shape) > 0.1).astype(np.uint8))
+    steps = {"m": {"op": "threshold", "image": "v", "value": 1}, "d": {"op": "distance_map", "mask": "m"}, "w": {"op": "watershed", "image": "d", "mask": "m", "invert": True}}
+    run(_recipe("image", steps, ["w"]), url, f"{out}-warm/out", runner="serial", options=_options(64), report=False, listeners=(lambda e: None,))
+    shutil.rmtree(f"{out}-warm")
+
+
+def _landscape(volume: str):
+    """The distance map of the mask and markers: the tops of the map above 3 voxels' distance."""
+    import cc3d
+    import edt
+
+    mask = _volume(volume, "mask").read(_volume(volume, "mask").box) > 0
+    d = edt.edt(mask, anisotropy=(8, 8, 8), parallel=1)
+    return mask, d, cc3d.connected_components(d > 24, connectivity=26)
+
+
+def skimage_watershed(volume: str) -> dict:
+    from skimage.segmentation import watershed
+
+    mask, d, markers = _landscape(volume)
+    clock = Clock()
+    watershed(-d, markers.astype(np.int32), mask=mask)
+    return clock.read()
+
+
+def _stored_landscape(volume: str, out: str, with_markers: bool) -> dict:
+    from vemray.geometry import Grid, Spacing
+    from vemray.run.api import source
+    from vemray.store.volume import create
+
+    mask, d, markers = _landscape(volume)
+    urls = {}
+    for name, array, kind in [("d", d.astype(np.float32), "image"), ("m", mask, "mask")] + ([("markers", markers.astype(np.uint64), "labels")] if with_markers else []):
+        v = create(f"{out}-in/{name}.zarr", array.shape, array.dtype.name, Spacing(8, 8, 8), kind=kind, levels=1, overwrite=True)
+        grid = Grid(v.shape, v.shard)
+        for i in range(len(grid)):
+            box = grid.write_box(i)
+            v.write(box, array[box.slices])
+        urls[name] = source(name, v.url, kind)
+    return urls
+
+
+def _watershed(volume: str, out: str, with_markers: bool, parameters: dict) -> dict:
+    from vemray.run.api import run
+
+    src = _stored_landscape(volume, out, with_markers)
+    _compile_distance(out)
+    inputs = {"d": {"kind": "image"}, "m": {"kind": "mask"}} | ({"markers": {"kind": "labels"}} if with_markers else {})
+    step = {"op": "watershed", "image": "d", "mask": "m", "invert": True, **({"markers": "markers"} if with_markers else {}), **parameters}
+    shutil.rmtree(out, ignore_errors=True)
+    clock = Clock()
+    r = run({"vemray": 1, "name": "bench", "inputs": inputs, "steps": {"w": step}, "outputs": ["w"]}, src, out, runner="serial", options=_options(256), report=False, listeners=(lambda e: None,))
+    facts = clock.read()
+    shutil.rmtree(f"{out}-in")
+    return {**facts, "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3)}
+
+
+def watershed_markers(volume: str, out: str) -> dict:
+    return _watershed(volume, out, True, {})
+
+
+def watershed_h(volume: str, out: str) -> dict:
+    return _watershed(volume, out, False, {"height": 8.0})
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])) + "\n")
