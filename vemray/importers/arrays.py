@@ -30,7 +30,7 @@ def _header(f, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _source(shape, dtype, read, close=lambda: None) -> Source:
-    return Source(tuple(int(n) for n in shape), dtype.newbyteorder("="), read, kind="mask" if dtype == bool else None, close=close)
+    return Source(tuple(int(n) for n in shape), dtype.newbyteorder("="), read, kind="mask" if dtype.kind == "b" else None, close=close)
 
 
 def _mapped(url: str, offset: int, shape, fortran: bool, dtype: np.dtype, where: str) -> Source:

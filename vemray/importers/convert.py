@@ -86,9 +86,7 @@ def _check_apart(src: str, dst: str) -> None:
     else:
         a, b = src.rstrip("/"), os.fspath(dst).rstrip("/")
     if a == b or a.startswith(b + "/") or b.startswith(a + "/"):
-        raise VolumeError(
-            f"source and destination overlap: {access.shown(src)} and {access.shown(dst)}. Inputs are never written to: choose another place."
-        )
+        raise VolumeError(f"source and destination overlap: {access.shown(src)} and {access.shown(dst)}. Choose another place.")
 
 
 def _stored_dtype(source: Source, kind: str, where: str) -> np.dtype:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 
 import numpy as np
 import tifffile
@@ -33,19 +36,41 @@ def _opens(url: str, fragment: str, spacing: Spacing | None) -> Source:
         try:
             # by name where it can be: OME-TIFF sets continue in neighbouring files
             tif = stack.enter_context(tifffile.TiffFile(access.local_path(url) if access.scheme(url) == "file" else f))
-            series = tif.series[0]
-            axes, shape, dtype = series.axes, series.shape, series.dtype
+            with _complaints() as said:
+                series = tif.series[0]
+                axes, shape, dtype = series.axes, series.shape, series.dtype
+            if said:
+                raise ValueError(said[0])
         except Exception as e:  # damaged headers raise what they like
-            raise VolumeError(f"{where} is not a readable TIFF ({type(e).__name__}: {e}). Copy it again.") from None
+            raise VolumeError(f"{where} cannot be read as a TIFF; it is truncated, damaged or incomplete ({e}). Copy it again.") from None
         if dtype is None or dtype.kind not in "biuf":
             raise VolumeError(f"{where} holds {dtype}; vemray imports integers, floats and booleans.")
         place, depth = _place(axes, shape, fragment, where)
         read = _mapped(url, series, place, depth) or _paged(series, place, shape, where)
         spacing = spacing or _ome_spacing(tif) or _imagej_spacing(tif)
-        return Source((depth, *shape[-2:]), dtype.newbyteorder("="), read, spacing, "mask" if dtype == bool else None, close=stack.close)
+        return Source((depth, *shape[-2:]), dtype.newbyteorder("="), read, spacing, "mask" if dtype.kind == "b" else None, close=stack.close)
     except BaseException:
         stack.close()
         raise
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """tifffile's log of missing pages and files: it then goes on with what is left, which would be a thinner volume."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if re.search("reshape|page offset|offset to page|corrupted|missing|expected|failed to read", text):
+                said.append(re.sub(r"^<tifffile\.\w+ [^>]*> ", "", text))
+
+    log, listener = logging.getLogger("tifffile"), Listener()
+    log.addHandler(listener)
+    try:
+        yield said
+    finally:
+        log.removeHandler(listener)
 
 
 def _place(axes: str, shape: tuple[int, ...], fragment: str, where: str) -> tuple[list[int | None], int]:

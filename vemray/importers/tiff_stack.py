@@ -62,9 +62,7 @@ def _facts(url: str, name: str) -> tuple[tuple[int, int], np.dtype]:
         except (tifffile.TiffFileError, ValueError, IndexError, KeyError, TypeError) as e:
             raise VolumeError(f"plane {name} of {where} is not a readable TIFF ({e}). Replace it.") from None
     if pages > 1:
-        raise VolumeError(
-            f"{name} in {where} holds {pages} pages; a folder is read as one plane a file. Import the file itself: {access.join(where, name)}"
-        )
+        raise VolumeError(f"{name} in {where} has {pages} pages; in a folder every file is one plane. Import the file: {access.join(where, name)}")
     if len(shape) != 2 or dtype is None:
         raise VolumeError(f"plane {name} of {where} has the shape {shape}: grey planes (y, x) are imported. Convert colour to grey first.")
     if dtype.kind not in "biuf":

@@ -2,9 +2,9 @@
 (Meijster, Roerdink & Hesselink 2000; Felzenszwalb & Huttenlocher 2012). Whole numbers make the result independent of where a block
 starts: envelopes in floating point choose between nearly equal parabolas by rounding.
 
-Arrays hold signed squared distances to the nearest voxel of the other side: where both sides are asked for,
-positive inside the mask and negative outside; 0 for a voxel whose side is not asked for, and +-NONE of the array's type where no voxel of the other side was met yet. A stretch of
-one sign along a line ends at voxels of the other side, which are at distance 0: so each stretch is an envelope of its own.
+Arrays hold squared distances to the nearest voxel of the other side, NONE (the type's largest value) where none was met yet, and 0
+for a voxel whose side is not asked for; where both sides are asked for, those outside the mask are negative. A stretch of one sign
+along a line ends at voxels of the other side, which are at distance 0: so each stretch is an envelope of its own.
 """
 
 from __future__ import annotations

@@ -15,8 +15,6 @@ from vemray.ops.base import ArraySpec, Composite, Filter, Port, Site, Step, buil
 from vemray.ops.logic import BINARY, is_set
 
 GREY = ("image", "probability")
-#: planes worked on together: temporaries stay small beside the output
-SLAB = 4
 
 
 @register("invert")
@@ -121,13 +119,15 @@ class RescaleBetween(Filter):
     def levels(self, histogram: dict[str, Any] | None) -> tuple[float, float]:
         """Grey values that become 0 and the top."""
         if histogram is None:
-            return float(self.low), float(self.high)
+            return self.low, self.high
         from vemray.ops.histogram import percentile
 
-        return float(percentile(histogram, self.low)), float(percentile(histogram, self.high))
+        return percentile(histogram, self.low), percentile(histogram, self.high)
 
     def __call__(self, image: np.ndarray, histogram: dict[str, Any] | None = None, *, site: Site) -> np.ndarray:
-        low, high = self.levels(histogram)
+        spec = site.inputs[0]
+        unit = 255 if (spec.kind, spec.dtype) == ("probability", "uint8") else 1  # levels of a probability are in 0..1
+        low, high = (v * unit for v in self.levels(histogram))
         out = np.empty(image.shape, self.dtype)
         if image.dtype in (np.uint8, np.uint16):
             table = _rescaled(np.arange(np.iinfo(image.dtype).max + 1), low, high, out.dtype)
@@ -142,8 +142,16 @@ class RescaleBetween(Filter):
 def _rescaled(values: np.ndarray, low: float, high: float, dtype: np.dtype) -> np.ndarray:
     """In float64. A range of no width splits at `low`."""
     v = values.astype(np.float64)
-    unit = np.clip((v - low) / (high - low), 0, 1) if high > low else (v > low).astype(np.float64)
-    return np.rint(unit * 255).astype(np.uint8) if dtype == np.uint8 else unit.astype(dtype)
+    if high > low:
+        v -= low
+        v /= high - low
+        np.clip(v, 0, 1, out=v)
+    else:
+        v = (v > low).astype(np.float64)
+    if dtype == np.uint8:
+        v *= 255
+        np.rint(v, out=v)
+    return v.astype(dtype)
 
 
 @register("rescale")
@@ -157,8 +165,12 @@ class Rescale(Composite):
 
     low_percentile: Annotated[float, Field(ge=0, le=100, description="percentile of the volume that becomes 0, per cent")] = 0.5
     high_percentile: Annotated[float, Field(ge=0, le=100, description="percentile of the volume that becomes the top, per cent")] = 99.5
-    low: Annotated[float | None, Field(description="grey value that becomes 0; with `high`, in place of the percentiles")] = None
-    high: Annotated[float | None, Field(description="grey value that becomes the top; with `low`, in place of the percentiles")] = None
+    low: Annotated[float | None, Field(description="grey value (0..1 on a probability) that becomes 0; with `high`, in place of the percentiles")] = (
+        None
+    )
+    high: Annotated[
+        float | None, Field(description="grey value (0..1 on a probability) that becomes the top; with `low`, in place of the percentiles")
+    ] = None
     dtype: Annotated[Target, Field(description="type of the output: uint8 (0..255) or float32 (0..1)")] = "uint8"
 
     @classmethod

@@ -74,7 +74,7 @@ def translated(error: BaseException, url: str, doing: str) -> BaseException:
     from_disk = isinstance(error, OSError) and error.errno is not None
     if scheme(url) == "s3" and (not from_disk or s3_code(str(error))):
         why = _s3_meaning(error, url, doing) if not isinstance(error, FileNotFoundError) or s3_code(str(error)) == "NoSuchBucket" else ""
-    if not why and isinstance(error, FileNotFoundError):
+    if not why and (isinstance(error, FileNotFoundError) or (isinstance(error, NotADirectoryError) and doing == "read")):
         return FileNotFoundError(f"there is nothing at {shown(url)}")
     if not why and from_disk and error.errno in DISK:
         why = DISK[error.errno].format(os.strerror(error.errno).lower())

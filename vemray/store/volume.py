@@ -66,8 +66,9 @@ def create(
         _register_label(url)
     forget(url)
     first = planned[0]
+    size = (first.shard, first.chunk, len(planned))
     return Volume(
-        url, first.path, 0, first.shape, shown_dtype, spacing, kind, first.origin_nm, first.shard, first.chunk, len(planned), True, name, pyramid=planned
+        url, first.path, 0, first.shape, shown_dtype, spacing, kind, first.origin_nm, *size, True, name, pyramid=planned
     )  # fmt: skip
 
 

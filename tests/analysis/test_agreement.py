@@ -1,0 +1,73 @@
+"""Agreement against scikit-image and against counting by hand."""
+
+import numpy as np
+import pytest
+from skimage.metrics import adapted_rand_error
+from skimage.metrics import variation_of_information as skimage_voi
+
+from vemray.analysis import agreement as ag
+from vemray.geometry import Spacing
+from vemray.ops import build
+from vemray.ops.base import ArraySpec, Site
+
+
+def pairs(a, b):
+    specs = [ArraySpec(a.shape, "uint64", Spacing(1, 1, 1), "labels")] * 2
+    op = build("contingency", {})
+    return op.finish(op.measure(a, b, site=Site.whole(*specs)), specs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_partitions_agree_with_scikit_image(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 6, (9, 10, 11)).astype(np.uint64)
+    guess = np.where(rng.random(truth.shape) < 0.3, rng.integers(0, 8, truth.shape), truth).astype(np.uint64)
+    o = ag.Overlaps(pairs(guess, truth))
+    error, precision, recall = adapted_rand_error(truth.astype(int), guess.astype(int), ignore_labels=(0,))
+    got = ag.adapted_rand(o)
+    # which of the two scikit-image calls precision has changed between its versions
+    assert got["error"] == pytest.approx(error, abs=1e-12)
+    assert sorted([got["precision"], got["recall"]]) == pytest.approx(sorted([precision, recall]), abs=1e-12)
+    under, over = skimage_voi(truth.astype(int), guess.astype(int))
+    voi = ag.variation_of_information(o)
+    assert sorted([voi["split"], voi["merge"]]) == pytest.approx(sorted([under, over]), rel=1e-9)
+
+
+def test_voi_names_split_and_merge_rightly():
+    truth = np.ones((4, 4, 4), np.uint64)
+    halves = truth.copy()
+    halves[:2] = 2
+    assert ag.variation_of_information(ag.Overlaps(pairs(halves, truth))) == {"split": 1.0, "merge": 0.0, "sum": 1.0}
+    assert ag.variation_of_information(ag.Overlaps(pairs(truth, halves))) == {"split": 0.0, "merge": 1.0, "sum": 1.0}
+
+
+def test_objects_are_matched_one_to_one():
+    truth, guess = np.zeros((1, 1, 30), np.uint64), np.zeros((1, 1, 30), np.uint64)
+    truth[0, 0, :10], truth[0, 0, 10:20] = 1, 2
+    guess[0, 0, :9] = 5  # IoU 0.9 with 1
+    guess[0, 0, 9:16] = 6  # IoU 1/16 with 1, 6/11 with 2
+    guess[0, 0, 16:20] = 7  # IoU 0.4 with 2
+    o = ag.Overlaps(pairs(guess, truth))
+    half, strict, loose = ag.objects(o, (0.5, 0.75, 0.3))
+    assert (half["matched"], half["predicted"], half["true"]) == (2, 3, 2)
+    assert half["recall"] == 1 and half["precision"] == pytest.approx(2 / 3) and half["f1"] == pytest.approx(0.8)
+    assert half["mean_iou"] == pytest.approx((0.9 + 6 / 11) / 2)
+    assert strict["matched"] == 1 and loose["matched"] == 2
+
+
+def test_below_one_half_the_best_matching_is_found():
+    truth, guess = np.zeros((1, 1, 100), np.uint64), np.zeros((1, 1, 100), np.uint64)
+    truth[0, 0, :40], truth[0, 0, 40:80] = 1, 2
+    guess[0, 0, 10:55], guess[0, 0, 60:90] = 1, 2
+    (row,) = ag.objects(ag.Overlaps(pairs(guess, truth)), (0.2,))
+    assert row["matched"] == 2
+
+
+def test_voxels_and_the_empty():
+    zero, one = np.zeros((3, 3, 3), np.uint64), np.ones((3, 3, 3), np.uint64)
+    same = ag.agreement(pairs(zero, zero))
+    assert same["voxels"]["dice"] == 1 and same["objects"][0]["f1"] == 1 and same["variation_of_information"]["sum"] == 0
+    none = ag.agreement(pairs(zero, one))
+    assert none["voxels"]["dice"] == 0 and none["objects"][0]["f1"] == 0 and none["objects"][0]["recall"] == 0
+    extra = ag.agreement(pairs(one, zero))
+    assert extra["voxels"]["precision"] == 0 and extra["objects"][0]["precision"] == 0
