@@ -15,9 +15,12 @@ import ctypes
 import dataclasses
 import functools
 import gc
+import importlib
+import itertools
 import json
 import math
 import pickle
+import pkgutil
 import tracemalloc
 import zlib
 
@@ -25,6 +28,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import vemray.ops
 from tests.ops import oracles
 from tests.ops.blockwise import ARRAY_KINDS, arguments, assert_same, call_specs, plain_steps, run, spec_of
 from vemray.errors import InputError
@@ -52,7 +56,9 @@ VARIANTS = {
     "mask": [("mask", np.bool_)],
     "labels": [("labels", np.uint64)],
 }
-CASES = [pytest.param(op, id=f"{name}-{i}") for name, cls in sorted(OPERATORS.items()) for i, op in enumerate(cls.examples())]
+#: operators of other packages (models) are tested there, by `laws`
+OURS = {name: cls for name, cls in OPERATORS.items() if cls.__module__.startswith("vemray.ops.")}
+CASES = [pytest.param(op, id=f"{name}-{i}") for name, cls in sorted(OURS.items()) for i, op in enumerate(cls.examples())]
 every = pytest.mark.parametrize("op", CASES)
 
 
@@ -114,6 +120,13 @@ def inputs(op: Operator, rng, shape, spacing, fill: str, variant: int) -> tuple[
     return values, specs
 
 
+def port_keys(op: Operator) -> list[str]:
+    """Names of all inputs, as `expand` gets them."""
+    if hasattr(op, "example_inputs"):
+        return list(op.example_inputs(np.random.default_rng(0), (4, 5, 6), ISO)[0])
+    return [key for p in op.ports for key in ((f"{p.name}.one", f"{p.name}.two") if p.many else (p.name,))]
+
+
 def choices(port: Port) -> int:
     return len(variants(port)) + port.optional
 
@@ -142,7 +155,7 @@ def users(cls: type[Operator]) -> list[Operator]:
     def runs(op: Operator) -> bool:
         if not isinstance(op, Composite):
             return type(op) is cls
-        return any(runs(s.op) for s in op.expand({p.name + (".one" if p.many else ""): "in" for p in op.ports}))
+        return any(runs(s.op) for s in op.expand(dict.fromkeys(port_keys(op), "in")))
 
     out = []
     for other in OPERATORS.values():
@@ -250,6 +263,9 @@ def test_recipe_and_pickle(op):
     assert build(op.name, dumped) == op
     assert pickle.loads(pickle.dumps(op)) == op
     assert hash(op) == hash(build(op.name, dumped))
+    if isinstance(op, Composite):
+        for step in op.expand(dict.fromkeys(port_keys(op), "in")):
+            assert build(step.op.name, json.loads(json.dumps(parameters(step.op)))) == step.op
 
 
 @every
@@ -333,12 +349,109 @@ def resident_peak(call) -> int:
         return 0
 
 
+def laws(op: Operator) -> None:
+    """Every law on one operator: for operators that live outside vemray.ops."""
+    for scene in SCENES:
+        test_blockwise_equals_whole(op, scene)
+    test_recipe_and_pickle(op)
+    test_documented(op)
+    if isinstance(op, BlockOperator):
+        test_memory(op)
+
+
 def test_registry_is_tested():
-    """Every operator has examples, a kind that the harness runs, and a memory declaration."""
-    ours = {n: c for n, c in OPERATORS.items() if c.__module__.startswith("vemray.")}
-    for name, cls in ours.items():
+    """Every family is imported by vemray.ops, and every operator has examples and a kind that the harness runs."""
+    for module in pkgutil.iter_modules(vemray.ops.__path__):
+        importlib.import_module(f"vemray.ops.{module.name}")
+    late = {n for n, c in OPERATORS.items() if c.__module__.startswith("vemray.ops.")} - set(OURS)
+    assert not late, f"{late} are registered, but vemray/ops/__init__.py does not import their modules"
+    for name, cls in OURS.items():
         assert cls.examples(), f"'{name}' has no examples: it is not tested"
         assert issubclass(cls, Filter | Labeller | Measure | Analysis | Composite), f"'{name}' is of no known kind"
         assert isinstance(cls.contract, Exact | Approximate)
-    unknown = set(oracles.ORACLES) - set(OPERATORS)
+    unknown = set(oracles.ORACLES) - set(OURS)
     assert not unknown, f"oracles for operators that do not exist: {unknown}"
+
+
+# -- the laws themselves: each must notice an operator that breaks it -----------------------------------------------------------------
+
+
+class Broken(Filter):
+    """Sum of a voxel and the next along x: needs one voxel of halo."""
+
+    name = "broken"
+
+    def halo(self, spacing):
+        return (0, 0, 1)
+
+    def output(self, image):
+        return image.like(np.int64, "image")
+
+    def memory(self, image):
+        return 24
+
+    def __call__(self, image, *, site):
+        out = image.astype(np.int64)
+        out[:, :, :-1] += image[:, :, 1:].astype(np.int64)
+        return out
+
+
+class ShortHalo(Broken):
+    def halo(self, spacing):
+        return (0, 0, 0)
+
+
+class KnowsTheBlock(Broken):
+    def __call__(self, image, *, site):
+        return image.astype(np.int64) - int(image[site.crop].min())
+
+
+class OtherType(Broken):
+    def output(self, image):
+        return image.like(np.int32, "image")
+
+
+class WritesInputs(Broken):
+    def __call__(self, image, *, site):
+        image[0] = 0
+        return image.astype(np.int64)
+
+
+class Counts(Broken):
+    calls = itertools.count()
+
+    def __call__(self, image, *, site):
+        return image.astype(np.int64) + next(self.calls)
+
+
+class SaysTooLittle(Broken):
+    def memory(self, image):
+        return 4
+
+
+def test_an_honest_operator_passes():
+    for scene in SCENES:
+        test_blockwise_equals_whole(Broken(), scene)
+    test_memory(Broken())
+
+
+@pytest.mark.parametrize(
+    "cls,error",
+    [(ShortHalo, AssertionError), (KnowsTheBlock, AssertionError), (OtherType, AssertionError), (WritesInputs, ValueError), (Counts, AssertionError)],
+)
+def test_a_broken_operator_is_caught(cls, error):
+    with pytest.raises(error):
+        test_blockwise_equals_whole(cls(), "undivided")
+
+
+def test_undeclared_memory_is_caught():
+    with pytest.raises(AssertionError, match="declares 4"):
+        test_memory(SaysTooLittle())
+
+
+def test_an_operator_that_cannot_be_tested_fails():
+    class Lost(Broken):
+        ports = (Port("image"), Port("table", ("table",)))
+
+    with pytest.raises(pytest.fail.Exception, match="no composite's examples pass it any"):
+        test_blockwise_equals_whole(Lost(), "undivided")

@@ -202,3 +202,12 @@ def test_what_is_no_volume(tmp_path):
     access.remove(group + "/0")
     with pytest.raises(VolumeError, match="incomplete"):
         volume.open(group)
+
+
+def test_other_axis_order_in_shards(tmp_path):
+    root = tmp_path / "a.zarr"
+    a = np.ascontiguousarray(np.pad(A, ((0, 4), (0, 4), (0, 1))).T)
+    zarr.create_array(str(root), data=a, chunks=(8, 8, 8), shards=(16, 16, 16), compressors=zarr.codecs.ZstdCodec(), dimension_names=["x", "y", "z"])
+    v = volume.open(str(root), spacing=S)
+    assert v.shape == (16, 24, 32) and v.shard == (16, 16, 16)
+    assert np.array_equal(v.read(Box((1, 2, 3), (9, 9, 30))), A[1:9, 2:9, 3:30])

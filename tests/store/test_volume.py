@@ -200,7 +200,7 @@ def test_crc32c_and_layout_are_zarrs_own(place):
     for codec in (zarr.codecs.ZstdCodec(level=3), zarr.codecs.BloscCodec(cname="lz4", shuffle="bitshuffle"), zarr.codecs.GzipCodec()):
         z = zarr.create_array(access.array_store(other), shape=SHAPE, dtype="uint16", chunks=CHUNK, shards=SHARD, compressors=codec, overwrite=True)
         z[...] = a
-        volume.forget(other)
+        volume.forget()
         v = volume.open(other, spacing=Spacing(8, 4, 4))
         box = Box((3, 50, 7), (69, 90, 101))
         assert np.array_equal(v.read(box), a[box.slices]) and v.shard == SHARD and v.chunk == CHUNK
@@ -254,3 +254,22 @@ def test_label_joins_the_list_of_its_image(tmp_path):
 def test_shard_must_be_whole_chunks(tmp_path):
     with pytest.raises(VolumeError, match=r"Nearest: \(64, 128, 64\)"):
         volume.create(str(tmp_path / "v.zarr"), (500, 500, 500), "uint8", Spacing(8, 8, 8), shard=(60, 130, 70))
+
+
+def test_made_again_in_another_form(tmp_path):
+    """A process that read the old volume reads and writes the new one right, and old handles say what happened."""
+    url = str(tmp_path / "v.zarr")
+    old = volume.create(url, SHAPE, "uint8", Spacing(8, 4, 4), shard=SHARD, chunk=CHUNK)
+    fill(old, grey())
+    old.read(old.box)
+    new = volume.create(url, (64, 64, 64), "uint16", Spacing(8, 4, 4), shard=(64, 64, 64), chunk=(32, 32, 32), overwrite=True)
+    new.write(new.box, grey((64, 64, 64), np.uint16))
+    assert np.array_equal(volume.open(url).read(new.box), grey((64, 64, 64), np.uint16))
+    with pytest.raises(VolumeError, match="replaced by another volume"):
+        old.read(old.box)
+
+
+def test_coarser_levels_are_not_written_directly(tmp_path):
+    v = volume.create(str(tmp_path / "v.zarr"), SHAPE, "uint8", Spacing(8, 4, 4), shard=SHARD, chunk=CHUNK)
+    with pytest.raises(VolumeError, match="follows from level 0"):
+        v.at(1).write(v.at(1).box, np.zeros(v.at(1).shape, np.uint8))

@@ -169,6 +169,10 @@ class BlockOperator(Operator):
         """What must be read to compute `write`: by default grown by the halo and clipped to the volume."""
         return write.grow(self.halo(spacing)).clip(shape)
 
+    def block_shape(self, shape: Int3, block: Int3, chunk: Int3) -> Int3:
+        """The block this operator works best in, given the one asked for; a multiple of `chunk`. Changes no result."""
+        return block
+
     def memory(self, *inputs: ArraySpec) -> float:
         """Upper bound of the bytes a call allocates, per voxel of the read box: its output and temporaries, not its inputs."""
         raise NotImplementedError(f"{type(self).__name__} must declare its memory")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vemray.errors import RecipeError
-from vemray.geometry import Spacing
+from vemray.geometry import Box, Spacing
 from vemray.ops import measure_kernels as mk
 from vemray.ops.base import ArraySpec, Measure, Port, Site, register
-from vemray.ops.planes import Planes
+from vemray.ops.planes import Planes, Runs
 from vemray.ops.surface import surface_area
 
 # int64 columns that fit at any volume size
-_N, _FIRST, _LO, _HI, _IMIN, _IMAX, _PAIRS = 0, 1, slice(2, 5), slice(5, 8), 8, 9, slice(10, 23)
-_NARROW = 23
-# columns in two limbs, value = high * 2^32 + low, since squared coordinates of a whole cell overflow 64 bits
+_N, _FIRST, _LO, _HI, _PAIRS, _EULER = 0, 1, slice(2, 5), slice(5, 8), slice(8, 21), 21
+_SURFACE = slice(8, 22)
+_NARROW = 22
+# columns in two limbs, value = high * 2^48 + low, since squared coordinates of a whole cell overflow 64 bits
 _S, _SS, _ISUM, _ISQ = slice(0, 3), slice(3, 9), 9, 10
 _WIDE = 11
+_MASK = (1 << mk.BITS) - 1
+#: the places of _SS
+_PRODUCTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+#: columns that need the neighbourhoods of voxels
+SURFACE_COLUMNS = ("surface_area_nm2", "surface_to_volume_per_nm", "sphericity", "euler_number")
 
 
 @register("measure")
@@ -27,44 +33,51 @@ class MeasureObjects(Measure):
     """One row for each label: volume, centroid, box, axes, surface and shape; with an image its intensity.
 
     Columns. `volume_voxels`, `volume_nm3`; `centroid_{z,y,x}_nm` (of voxel centres, the first voxel of the volume at 0);
-    `bbox_{z,y,x}_{min,max}` (voxels, half open); `axis_{major,middle,minor}_nm` (full axes of the ellipsoid with the same second moments, as
-    scikit-image: sqrt(20 * eigenvalue)); `orientation_{z,y,x}` (unit vector of the major axis, its largest component positive);
-    `equivalent_diameter_nm`; `surface_area_nm2` (Crofton's formula, see ops/surface.py: no surface where the volume's border cuts);
-    `surface_to_volume_per_nm`; `sphericity` (pi^(1/3) (6 V)^(2/3) / A: Wadell 1935; over 1 only for a few voxels or a cut object);
-    `first_voxel` (raster index); `touches_border` (of the volume); `intensity_{mean,std,min,max,sum}` (a probability in 0..1).
+    `bbox_{z,y,x}_{min,max}` (voxels, half open); `axis_{major,middle,minor}_nm` (full axes of the ellipsoid with the same second moments:
+    2 sqrt(5 * eigenvalue) of the covariance of voxel centres); `orientation_{z,y,x}` (unit vector of the major axis, its largest component
+    positive); `equivalent_diameter_nm`; `surface_area_nm2` (Crofton's formula, see ops/surface.py: no surface where the volume's border
+    cuts an object, see `touches_border`); `surface_to_volume_per_nm`; `sphericity` (pi^(1/3) (6 V)^(2/3) / A: Wadell 1935; above 1 only for
+    objects of a few voxels or cut ones); `euler_number` (pieces - tunnels + cavities, voxels touching over faces); `first_voxel` (raster
+    index); `touches_border` (of the volume); `intensity_{mean,std,min,max,sum}` (a probability in 0..1).
 
-    Sums are of integers. Float images are taken in fixed point, in steps of 1/65536, within +-32768."""
+    Sums are of integers. Intensities of floats are summed in steps of 2^-20 and must lie within +-2^20."""
 
     serves = "steps 7 and 8: volumes, surface-to-volume"
     ports = (Port("labels", ("labels",)), Port("image", ("image", "probability", "mask"), optional=True, doc="whose intensity is measured"))
 
     def check(self, labels: ArraySpec, image: ArraySpec | None = None) -> None:
-        if image is not None and image.dtype in ("float64", "uint64", "int64"):
-            raise RecipeError(f"'measure' takes images of 8, 16 or 32 bits, not {image.dtype}. Use rescale first.")
+        if np.dtype(labels.dtype).kind != "u":
+            raise RecipeError(f"'measure' takes labels of an unsigned integer type, not {labels.dtype}.")
+        if image is not None and image.dtype in ("float16", "float64", "uint64", "int64"):
+            raise RecipeError(f"'measure' takes images of 8, 16 or 32 bit integers or float32, not {image.dtype}. Use rescale first.")
 
     @staticmethod
     def column_names(with_image: bool) -> list[str]:
         """The table's columns, for conditions to be checked before anything is measured."""
-        none = np.zeros(0, np.uint64)
-        wide = np.zeros((0, _WIDE), np.int64)
-        empty = Objects(none, np.zeros((0, _NARROW), np.int64), wide, wide, None)
         image = ArraySpec((1, 1, 1), "uint8", Spacing(1, 1, 1)) if with_image else None
-        return empty.table((1, 1, 1), Spacing(1, 1, 1), image).column_names
+        return Objects.none().table((1, 1, 1), Spacing(1, 1, 1), image).column_names
 
     def memory(self, labels: ArraySpec, image: ArraySpec | None = None) -> float:
-        # runs of two planes, and about a kilobyte a label while the table is made: blocks of objects of 50 voxels each
-        return 24
+        # two planes of runs, planes of the block's outside, and half a kilobyte a label: blocks of objects of 50 voxels each
+        return 14 + 90 / min(max(labels.shape[0], 1), 32)
 
     def measure(self, labels: np.ndarray, image: np.ndarray | None = None, *, site: Site) -> Objects:
-        if image is None:
-            grey, is_float = np.zeros((1, 1, 1), np.uint8), False
-        else:
-            grey = image.view(np.uint8) if image.dtype == np.bool_ else image
-            is_float = grey.dtype.kind == "f"
-        keys, acc, bad = mk.accumulate(labels, grey, image is not None, is_float, np.array(site.write.start, np.int64), np.array(site.shape, np.int64))
+        return self._objects(labels, image, site, True)
+
+    def measure_local(self, labels: np.ndarray, keys: np.ndarray, image: np.ndarray | None = None, *, site: Site, surface: bool = False) -> Objects:
+        """What `measure` gives of a labeller's LocalLabels, by global keys: for filters between the two passes of a labelling, by
+        `rekey` of the merged partial. `surface` may be asked for only if pieces of one object touch in no block: pairs of voxels of
+        different keys count as surface."""
+        return self._objects(labels, image, site, surface).rekey(np.arange(1, len(keys) + 1, dtype=np.uint64), keys)
+
+    def _objects(self, labels: np.ndarray, image: np.ndarray | None, site: Site, surface: bool) -> Objects:
+        if image is not None and image.dtype == np.bool_:
+            image = image.view(np.uint8)
+        keys, sums, extremes, bad = mk.accumulate(labels, image, site.write.start, site.shape, surface)
         if bad:
-            raise RecipeError("'measure' cannot take intensities beyond +-32768 (float) or 31 bits (integer), or that are not finite. Use rescale first.")
-        return Objects.of(keys, acc, site, Planes.of(labels, site.write, site.shape))
+            raise RecipeError("'measure' met intensities beyond +-1048576, or not finite (NaN or infinity). Rescale or mask the image first.")
+        planes = Planes.of(labels, site.write, site.shape) if surface else Planes(site.write, {})
+        return Objects.of(keys, sums, extremes, site, planes, surface)
 
     def finish(self, partial: Objects, inputs: tuple[ArraySpec, ...]):
         image = inputs[1] if len(inputs) > 1 else None
@@ -79,115 +92,186 @@ class Objects:
     keys: np.ndarray  # uint64 (n,)
     narrow: np.ndarray  # int64 (n, _NARROW)
     high: np.ndarray  # int64 (n, _WIDE)
-    low: np.ndarray  # int64 (n, _WIDE), 0 <= low < 2^32
+    low: np.ndarray  # int64 (n, _WIDE), 0 <= low < 2^48
+    extremes: np.ndarray  # float64 (n, 2): least and largest intensity
     planes: Planes
+    surface: bool = True
 
     @classmethod
-    def of(cls, keys: np.ndarray, acc: np.ndarray, site: Site, planes: Planes) -> Objects:
+    def none(cls) -> Objects:
+        wide = np.zeros((0, _WIDE), np.int64)
+        return cls(np.zeros(0, np.uint64), np.zeros((0, _NARROW), np.int64), wide, wide, np.zeros((0, 2)), Planes(Box((0, 0, 0), (0, 0, 0)), {}))
+
+    @classmethod
+    def of(cls, keys: np.ndarray, acc: np.ndarray, extremes: np.ndarray, site: Site, planes: Planes, surface: bool) -> Objects:
+        """From a block's sums: sorted, and from the block's corner to the volume's."""
         order = np.argsort(keys, kind="stable")
-        keys, acc = keys[order], acc[order]
-        oz, oy, ox = (int(v) for v in site.write.start)
+        keys, acc, extremes = keys[order], acc[order], extremes[order]
+        corner = site.write.start
         n = acc[:, mk.N]
-        s, ss = acc[:, mk.S : mk.S + 3].copy(), acc[:, mk.SS : mk.SS + 6].copy()
-        # from the block's corner to the volume's
-        for i, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))):
-            o = (oz, oy, ox)
-            ss[:, i] += o[a] * s[:, b] + o[b] * s[:, a] + o[a] * o[b] * n
-        s += np.array([oz, oy, ox]) * n[:, None]
         narrow = np.empty((len(keys), _NARROW), np.int64)
-        narrow[:, _N], narrow[:, _FIRST] = n, acc[:, mk.FIRST]
-        narrow[:, _LO] = acc[:, mk.LO : mk.LO + 3] + np.array(site.write.start)
-        narrow[:, _HI] = acc[:, mk.HI : mk.HI + 3] + np.array(site.write.start)
-        narrow[:, _IMIN], narrow[:, _IMAX] = acc[:, mk.IMIN], acc[:, mk.IMAX]
+        narrow[:, _N], narrow[:, _FIRST], narrow[:, _EULER] = n, acc[:, mk.FIRST], acc[:, mk.EULER]
+        narrow[:, _LO], narrow[:, _HI] = acc[:, mk.LO : mk.LO + 3] + np.array(corner), acc[:, mk.HI : mk.HI + 3] + np.array(corner)
         # pairs with just one voxel in the label: both orientations, less those outside the volume, less both voxels of equal pairs
-        narrow[:, _PAIRS] = 2 * n[:, None] - acc[:, mk.OUT : mk.OUT + 13] - 2 * acc[:, mk.SAME : mk.SAME + 13]
-        whole = np.empty((len(keys), _WIDE), np.int64)
-        whole[:, _S], whole[:, _SS], whole[:, _ISUM] = s, ss, acc[:, mk.ISUM]
-        whole[:, _ISQ] = 0
-        high, low = whole >> 32, whole & 0xFFFFFFFF
-        high[:, _ISQ] = acc[:, mk.ISQ_HI] + (acc[:, mk.ISQ_LO] >> 32)
-        low[:, _ISQ] = acc[:, mk.ISQ_LO] & 0xFFFFFFFF
-        return cls(keys, narrow, high, low, planes)
+        narrow[:, _PAIRS] = 2 * n[:, None] - acc[:, mk.OUT : mk.OUT + 13] - 2 * acc[:, mk.SAME : mk.SAME + 13] if surface else 0
+        s, ss = acc[:, mk.S : mk.S + 3], acc[:, mk.SS : mk.SS + 6]
+        far = max(site.write.stop) if len(keys) else 0
+        if int(n.max(initial=0)) * far * far >= 1 << 60:  # of a large object far from the corner
+            n, s, ss = n.astype(object), s.astype(object), ss.astype(object)
+        moved = [s[:, i] + corner[i] * n for i in range(3)]
+        moved += [ss[:, i] + corner[a] * s[:, b] + corner[b] * s[:, a] + corner[a] * corner[b] * n for i, (a, b) in enumerate(_PRODUCTS)]
+        high, low = np.empty((len(keys), _WIDE), np.int64), np.empty((len(keys), _WIDE), np.int64)
+        for i, v in enumerate(moved):
+            high[:, i], low[:, i] = v >> mk.BITS, v & _MASK
+        high[:, _ISUM], low[:, _ISUM] = acc[:, mk.ISUM_HI], acc[:, mk.ISUM_LO]
+        high[:, _ISQ], low[:, _ISQ] = acc[:, mk.ISQ_HI], acc[:, mk.ISQ_LO]
+        return cls(keys, narrow, high, low, extremes, planes, surface)
 
     def merge(self, upper: Objects, axis: int) -> Objects:
-        labels, same = mk.same_across(*self.planes.facing(upper.planes, axis), axis)
-        planes = self.planes.join(upper.planes, axis)
-        keys = np.concatenate([self.keys, upper.keys])
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        narrow, high, low = (np.concatenate([a, b])[order] for a, b in ((self.narrow, upper.narrow), (self.high, upper.high), (self.low, upper.low)))
-        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
-        if len(starts) < len(keys):
-            least, most = [_FIRST, 2, 3, 4, _IMIN], [5, 6, 7, _IMAX]
-            joined = np.add.reduceat(narrow, starts, axis=0)
-            joined[:, least] = np.minimum.reduceat(narrow[:, least], starts, axis=0)
-            joined[:, most] = np.maximum.reduceat(narrow[:, most], starts, axis=0)
-            keys, narrow = keys[starts], joined
-            high, low = np.add.reduceat(high, starts, axis=0), np.add.reduceat(low, starts, axis=0)
-            high, low = high + (low >> 32), low & 0xFFFFFFFF
-        if len(labels):
-            narrow[np.searchsorted(keys, labels), _PAIRS] -= 2 * same
-        return Objects(keys, narrow, high, low, planes)
+        both = zip(self._arrays(), upper._arrays())
+        out = replace(self, planes=self.planes.join(upper.planes, axis))._set(*(np.concatenate(pair) for pair in both))._joined()
+        if self.surface:
+            facing = self.planes.facing(upper.planes, axis)
+            labels, change = mk.across(*(p.astype(np.uint64, copy=False) for p in facing), axis)
+            if len(labels):
+                change[:, :13] *= -2
+                out.narrow[np.searchsorted(out.keys, labels), _SURFACE] += change
+        return out
 
-    def exact(self, column: int) -> np.ndarray:
-        """A wide column as Python integers."""
-        return self.high[:, column].astype(object) * (1 << 32) + self.low[:, column].astype(object)
+    def rekey(self, keys: np.ndarray, ids: np.ndarray) -> Objects:
+        """With the labels `keys` (uint64, sorted, holding every label of this partial) replaced by `ids` (uint64, same length; 0 drops).
+        Labels with the same id become one object; ValueError if their surface was measured: their contacts would count as surface."""
+        keys, ids = np.asarray(keys, np.uint64), np.asarray(ids, np.uint64)
+
+        def final(labels: np.ndarray) -> np.ndarray:
+            if not len(keys):
+                return np.zeros(len(labels), np.uint64)
+            at = np.minimum(np.searchsorted(keys, labels), len(keys) - 1)
+            return np.where(keys[at] == labels, ids[at], np.uint64(0))
+
+        new = final(self.keys)
+        kept = new > 0
+        faces = {f: Runs(r.shape, final(r.values), r.lengths) for f, r in self.planes.faces.items()}
+        out = replace(self, planes=Planes(self.planes.box, faces))._set(new[kept], *(a[kept] for a in self._arrays()[1:]))._joined()
+        if self.surface and len(out.keys) < np.count_nonzero(kept):
+            raise ValueError("labels cannot be joined after their surface was measured: measure without it")
+        return out
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.keys, self.narrow, self.high, self.low, self.extremes
+
+    def _set(self, *arrays: np.ndarray) -> Objects:
+        self.keys, self.narrow, self.high, self.low, self.extremes = arrays
+        return self
+
+    def _joined(self) -> Objects:
+        """Sorted, with rows of equal keys made one."""
+        order = np.argsort(self.keys, kind="stable")
+        keys = self.keys[order]
+        first = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, bool)
+        if first.all():
+            return self._set(*(a[order] for a in self._arrays()))
+        row = np.cumsum(first) - 1
+        alone = order[first]
+        narrow, high, low, extremes = (a[alone] for a in self._arrays()[1:])
+        # the other rows of each key, in layers without a key twice
+        rest, to = order[~first], row[~first]
+        layer = np.arange(len(keys))[~first] - np.flatnonzero(first)[to]
+        for k in range(1, int(layer.max()) + 1):
+            i, j = rest[layer == k], to[layer == k]
+            added = narrow[j] + self.narrow[i]
+            added[:, [_FIRST, 2, 3, 4]] = np.minimum(narrow[j][:, [_FIRST, 2, 3, 4]], self.narrow[i][:, [_FIRST, 2, 3, 4]])
+            added[:, _HI] = np.maximum(narrow[j, _HI], self.narrow[i, _HI])
+            narrow[j] = added
+            total = low[j] + self.low[i]
+            high[j], low[j] = high[j] + self.high[i] + (total >> mk.BITS), total & _MASK
+            least, most = np.minimum(extremes[j, 0], self.extremes[i, 0]), np.maximum(extremes[j, 1], self.extremes[i, 1])
+            extremes[j] = np.stack([least, most], 1)
+        return self._set(keys[first], narrow, high, low, extremes)
+
+    # -- the table -------------------------------------------------------------------------------------------------------------------
 
     def table(self, shape, spacing: Spacing, image: ArraySpec | None):
+        """pyarrow.Table, rows by ascending label. Every value is computed from the object's own exact sums alone."""
         import pyarrow as pa
 
         nm = spacing.zyx
         count = self.narrow[:, _N]
-        n = count.astype(float)
-        out = {"label": self.keys, "volume_voxels": count, "volume_nm3": n * spacing.voxel_nm3}
-        many = count.astype(object)
-        sums = [self.exact(i) for i in range(3)]
-        for i, a in enumerate("zyx"):
-            out[f"centroid_{a}_nm"] = _ratio(sums[i], many) * nm[i]
-        for i, a in enumerate("zyx"):
-            out[f"bbox_{a}_min"] = self.narrow[:, _LO][:, i]
-            out[f"bbox_{a}_max"] = self.narrow[:, _HI][:, i] + 1
-        eigenvalues, vectors = self._ellipsoid(sums, many, nm)
-        for name, column in (("major", 2), ("middle", 1), ("minor", 0)):
-            out[f"axis_{name}_nm"] = np.sqrt(20 * np.maximum(eigenvalues[:, column], 0))
-        for i, a in enumerate("zyx"):
-            out[f"orientation_{a}"] = vectors[:, i]
-        volume = out["volume_nm3"]
-        out["equivalent_diameter_nm"] = np.cbrt(6 * volume / np.pi)
-        area = surface_area(self.narrow[:, _PAIRS], nm)
-        out["surface_area_nm2"] = area
-        out["surface_to_volume_per_nm"] = area / volume
-        with np.errstate(divide="ignore"):
-            out["sphericity"] = np.where(area > 0, np.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / area, np.nan)
-        out["first_voxel"] = self.narrow[:, _FIRST].astype(np.uint64)
         lo, hi = self.narrow[:, _LO], self.narrow[:, _HI]
+        volume = count * spacing.voxel_nm3
+        centroids, values, major = self._ellipsoid(nm)
+        out = {"label": self.keys, "volume_voxels": count, "volume_nm3": volume}
+        out |= {f"centroid_{a}_nm": centroids[:, i] for i, a in enumerate("zyx")}
+        for i, a in enumerate("zyx"):
+            out[f"bbox_{a}_min"], out[f"bbox_{a}_max"] = lo[:, i], hi[:, i] + 1
+        out |= {f"axis_{name}_nm": np.sqrt(20 * np.maximum(values[:, 2 - i], 0)) for i, name in enumerate(("major", "middle", "minor"))}
+        out |= {f"orientation_{a}": major[:, i] for i, a in enumerate("zyx")}
+        out["equivalent_diameter_nm"] = np.cbrt(6 * volume / np.pi)
+        if self.surface:
+            area = surface_area(self.narrow[:, _PAIRS], nm)
+            with np.errstate(divide="ignore"):
+                round_ = np.where(area > 0, np.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / area, np.nan)
+            out |= dict(zip(SURFACE_COLUMNS, (area, area / volume, round_, self.narrow[:, _EULER])))
+        out["first_voxel"] = self.narrow[:, _FIRST].astype(np.uint64)
         out["touches_border"] = ((lo == 0) | (hi == np.array(shape) - 1)).any(axis=1)
         if image is not None:
-            out.update(self._intensity(image, many))
+            out |= self._intensity(image)
         return pa.table(out)
 
-    def _ellipsoid(self, sums, n, nm) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues (nm2, ascending) and major axes of the covariance of voxel centres, from exact integers."""
-        cov = np.zeros((len(n), 3, 3))
-        for i, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))):
-            cov[:, a, b] = cov[:, b, a] = _ratio(n * self.exact(3 + i) - sums[a] * sums[b], n * n) * nm[a] * nm[b]
+    def _exact(self, rows: np.ndarray, column: int) -> np.ndarray:
+        """A wide column as Python integers."""
+        return (self.high[rows, column].astype(object) << mk.BITS) + self.low[rows, column].astype(object)
+
+    def _wrapped(self, rows: np.ndarray, column: int) -> np.ndarray:
+        """A wide column as int64, modulo 2^64: sums and products of such are right wherever the result fits."""
+        return (self.high[rows, column] << mk.BITS) + self.low[rows, column]
+
+    def _halves(self, fits: np.ndarray):
+        """(rows, their columns' getter, type of the numbers): most in 64 bits, the few largest objects in Python integers."""
+        return ((np.flatnonzero(fits), self._wrapped, np.int64), (np.flatnonzero(~fits), self._exact, object))
+
+    def _ellipsoid(self, nm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centroids (nm), eigenvalues (nm2, ascending) and major axes of the covariance of voxel centres. Moments are taken about the voxel
+        below the centroid: integers, small enough to lose nothing when divided."""
+        count = self.narrow[:, _N]
+        centre, cov = np.zeros((len(count), 3)), np.zeros((len(count), 3, 3))
+        side = (self.narrow[:, _HI] - self.narrow[:, _LO]).max(axis=1, initial=0) + 1.0
+        for rows, column, kind in self._halves(count * side**2 < 2.0**62):
+            n = count[rows].astype(kind)
+            middle, rest = [], []
+            for a in range(3):
+                lowest = self.narrow[rows, _LO][:, a].astype(kind)
+                s = column(rows, a) - lowest * n
+                middle.append(lowest + s // n)
+                rest.append(s % n)
+                centre[rows, a] = (middle[a].astype(float) + rest[a].astype(float) / n.astype(float)) * nm[a]
+            for i, (a, b) in enumerate(_PRODUCTS):
+                # sum (u - m)(v - k) = sum uv - m sum v - k sum u + n m k, with sum u = n m + rest
+                about = column(rows, 3 + i) - middle[a] * (n * middle[b] + rest[b]) - middle[b] * rest[a]
+                f, ra, rb = n.astype(float), rest[a].astype(float), rest[b].astype(float)
+                cov[rows, a, b] = cov[rows, b, a] = (about.astype(float) / f - ra / f * (rb / f)) * nm[a] * nm[b]
         values, vectors = np.linalg.eigh(cov)
-        major = vectors[:, :, 2] if len(n) else np.zeros((0, 3))
-        biggest = np.take_along_axis(major, np.abs(major).argmax(axis=1)[:, None], 1) if len(n) else np.zeros((0, 1))
-        return values, major * np.where(biggest < 0, -1.0, 1.0)
+        major = vectors[:, :, 2]
+        biggest = np.take_along_axis(major, np.abs(major).argmax(axis=1)[:, None], 1) if len(count) else np.zeros((0, 1))
+        return centre, values, major * np.where(biggest < 0, -1.0, 1.0)
 
-    def _intensity(self, image: ArraySpec, n) -> dict:
-        unit = mk.FIXED if np.dtype(image.dtype).kind == "f" else 255.0 if (image.kind, image.dtype) == ("probability", "uint8") else 1.0
-        total, squares = self.exact(_ISUM), self.exact(_ISQ)
+    def _intensity(self, image: ArraySpec) -> dict:
+        step = mk.FIXED if np.dtype(image.dtype).kind == "f" else 1.0
+        top = 255.0 if (image.kind, image.dtype) == ("probability", "uint8") else 1.0
+        count = self.narrow[:, _N]
+        mean, variance, total = np.zeros(len(count)), np.zeros(len(count)), np.zeros(len(count))
+        width = (self.extremes[:, 1] - self.extremes[:, 0]) * step + 2
+        for rows, column, kind in self._halves((count * width**2 < 2.0**62) & (np.abs(self.high[:, _ISUM]) < 1 << 14)):
+            n = count[rows].astype(kind)
+            s = column(rows, _ISUM)
+            middle, rest = s // n, s % n
+            about = column(rows, _ISQ) - middle * (s + rest)  # sum (v - middle)^2
+            f = n.astype(float)
+            mean[rows] = middle.astype(float) + rest.astype(float) / f
+            variance[rows] = about.astype(float) / f - (rest.astype(float) / f) ** 2
+            total[rows] = s.astype(float)
+        unit = step * top
         return {
-            "intensity_mean": _ratio(total, n) / unit,
-            "intensity_std": np.sqrt(_ratio(n * squares - total * total, n * n)) / unit,
-            "intensity_min": self.narrow[:, _IMIN] / unit,
-            "intensity_max": self.narrow[:, _IMAX] / unit,
-            "intensity_sum": total.astype(float) / unit,
-        }
-
-
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b of Python integers, correctly rounded."""
-    return (a / b).astype(float) if len(a) else np.zeros(0)
+            "intensity_mean": mean / unit, "intensity_std": np.sqrt(np.maximum(variance, 0)) / unit,
+            "intensity_min": (self.extremes[:, 0] + 0.0) / top, "intensity_max": (self.extremes[:, 1] + 0.0) / top, "intensity_sum": total / unit,
+        }  # fmt: skip

@@ -1,4 +1,7 @@
-"""One pass over a block's labels, run by run along x: background costs a comparison, an object's run costs its moments once."""
+"""One pass over a block's labels, plane by plane, in runs of equal label along x: background costs a comparison, a run of an object
+costs its moments and its overlaps with the runs of its neighbouring rows once, whatever its length.
+
+Only the kernels that read voxels depend on their type; the others see runs."""
 
 from __future__ import annotations
 
@@ -7,17 +10,113 @@ from numba import njit
 
 from vemray.ops.surface import DIRECTION_OF
 
-# columns of the accumulator, int64, coordinates relative to the block
-N, S, SS, LO, HI, FIRST, SAME, OUT, ISUM, ISQ_LO, ISQ_HI, IMIN, IMAX, WIDTH = 0, 1, 4, 10, 13, 16, 17, 30, 43, 44, 45, 46, 47, 48
-#: fixed point of float images: values are rounded to 1 / 65536
-FIXED = 65536.0
-LIMIT = 1 << 31
+# int64 columns of the accumulator, coordinates relative to the block
+N, S, SS, LO, HI, FIRST, SAME, EULER, OUT, ISUM_HI, ISUM_LO, ISQ_HI, ISQ_LO, WIDTH = 0, 1, 4, 10, 13, 16, 17, 30, 31, 44, 45, 46, 47, 48
+#: fixed point of float images: steps of 2^-20, below 2^20
+FIXED = 2.0**20
+_LIMIT = 2.0**40
+#: wide sums are high * 2^48 + low
+BITS = 48
+_MASK = (1 << BITS) - 1
+_CHUNK = 4096  # voxels whose squares add up within 64 bits in every limb
 
 _DIR = DIRECTION_OF
 
 
+class Plane:
+    """Runs of one plane of labels: `start`, `end` (exclusive), `id` of each, those of row y from rows[y] to rows[y + 1]; and where runs of
+    rows y and y + 1 with the same id overlap, likewise."""
+
+    def __init__(self, ny: int, nx: int):
+        self.start, self.end, self.id = (np.empty(ny * nx, np.int32) for _ in range(3))
+        self.key, self.rows = np.empty(ny * nx, np.uint64), np.zeros(ny + 1, np.int64)
+        self.over = np.empty((2 * ny * nx if ny > 1 else 0, 3), np.int32)
+        self.over_rows = np.zeros(ny + 1, np.int64)
+
+
+class Found:
+    """Labels met so far, numbered 0.. in the order they were met, with their accumulators."""
+
+    def __init__(self):
+        self.n = 0
+        self.keys = np.zeros(64, np.uint64)
+        self.acc = np.zeros((64, WIDTH), np.int64)
+        self.extremes = np.zeros((64, 2))
+        self.slots = np.zeros(256, np.uint64), np.full(256, -1, np.int64)
+
+    def number(self, plane: Plane, runs: int) -> None:
+        """Ids of the plane's runs."""
+        most = self.n + runs
+        if 2 * most > len(self.slots[0]):
+            size = 1 << (4 * most).bit_length()
+            self.slots = _rehashed(self.keys, self.n, np.zeros(size, np.uint64), np.full(size, -1, np.int64))
+        if most > len(self.keys):
+            self.keys = _longer(self.keys, most, self.n)
+        self.n = _number(plane.key, runs, plane.id, *self.slots, self.keys, self.n)
+        if self.n > len(self.acc):
+            had = len(self.acc)
+            self.acc, self.extremes = _longer(self.acc, self.n, had), _longer(self.extremes, self.n, had)
+
+
+def _longer(a: np.ndarray, least: int, used: int) -> np.ndarray:
+    out = np.zeros((max(least, len(a) * 3 // 2), *a.shape[1:]), a.dtype)
+    out[:used] = a[:used]
+    return out
+
+
+def accumulate(labels: np.ndarray, image: np.ndarray | None, start, shape, surface: bool = True):
+    """Sums of every label of a block whose corner is `start` in a volume of `shape`.
+
+    labels: unsigned (z, y, x); image: of the same shape. Returns (labels uint64 (n,), sums int64 (n, WIDTH), least and largest intensity
+    float64 (n, 2), and whether an intensity did not fit). Without `surface` the columns SAME, OUT and EULER stay 0."""
+    nz, ny, nx = labels.shape
+    start, shape = np.array(start, np.int64), np.array(shape, np.int64)
+    here, before = Plane(ny, nx), Plane(ny, nx)
+    found, bad, before_runs = Found(), False, 0
+    for z in range(nz):
+        runs = _runs(labels[z], here.start, here.end, here.key, here.rows)
+        if runs:
+            known = found.n
+            found.number(here, runs)
+            _moments(found.acc, known, found.n, here.start, here.end, here.id, here.rows, z, start, shape, surface)
+            if image is not None:
+                bad |= _intensity(
+                    found.acc, found.extremes, known, found.n, image[z], here.start, here.end, here.id, here.rows, image.dtype.kind == "f"
+                )
+            if surface:
+                _within(found.acc, here.start, here.end, here.id, here.rows, here.over, here.over_rows)
+                if before_runs:
+                    _between(
+                        found.acc,
+                        *(before.start, before.end, before.id, before.rows, before.over, before.over_rows),
+                        *(here.start, here.end, here.id, here.rows, here.over, here.over_rows),
+                    )
+        here, before, before_runs = before, here, runs
+    return found.keys[: found.n], found.acc[: found.n], found.extremes[: found.n], bad
+
+
 @njit(cache=True, nogil=True)
-def _slot(keys, ids, key):
+def _runs(plane, start, end, key, rows):
+    ny, nx = plane.shape
+    n = 0
+    for y in range(ny):
+        rows[y] = n
+        x = 0
+        while x < nx:
+            v = plane[y, x]
+            x0 = x
+            x += 1
+            while x < nx and plane[y, x] == v:
+                x += 1
+            if v != 0:
+                start[n], end[n], key[n] = x0, x, v
+                n += 1
+    rows[ny] = n
+    return n
+
+
+@njit(cache=True, nogil=True)
+def slot(keys, ids, key):
     """Place of `key` in the open hash table, or of the free place where it goes."""
     mask = np.uint64(len(keys) - 1)
     h = key * np.uint64(0x9E3779B97F4A7C15)
@@ -28,154 +127,69 @@ def _slot(keys, ids, key):
 
 
 @njit(cache=True, nogil=True)
-def _grown(keys, ids):
-    more, its = np.zeros(2 * len(keys), np.uint64), np.full(2 * len(ids), -1, np.int64)
-    for j in range(len(keys)):
-        if ids[j] >= 0:
-            i = _slot(more, its, keys[j])
-            more[i], its[i] = keys[j], ids[j]
-    return more, its
+def _rehashed(found, n, keys, ids):
+    for j in range(n):
+        i = slot(keys, ids, found[j])
+        keys[i], ids[i] = found[j], j
+    return keys, ids
 
 
 @njit(cache=True, nogil=True)
-def _overlap(a0, a1, b0, b1):
-    return max(0, min(a1, b1) - max(a0, b0))
+def _number(run_keys, runs, run_ids, keys, ids, found, n):
+    last_key, last = np.uint64(0), np.int64(-1)
+    for r in range(runs):
+        key = run_keys[r]
+        if key != last_key:
+            i = slot(keys, ids, key)
+            if ids[i] < 0:
+                keys[i], ids[i], found[n] = key, n, key
+                n += 1
+            last_key, last = key, ids[i]
+        run_ids[r] = last
+    return n
 
 
 @njit(cache=True, nogil=True)
-def _pair_rows(acc, sa, ea, ca, na, sb, eb, cb, nb, k_minus, k_zero, k_plus):
-    """Count pairs of equal label between two rows of runs: (x, x - 1), (x, x), (x, x + 1)."""
-    j0 = 0
-    for i in range(na):
-        while j0 < nb and eb[j0] < sa[i]:
-            j0 += 1
-        j = j0
-        while j < nb and sb[j] <= ea[i]:
-            if cb[j] == ca[i]:
-                c = ca[i]
-                acc[c, SAME + k_minus] += _overlap(sa[i], ea[i], sb[j] + 1, eb[j] + 1)
-                acc[c, SAME + k_zero] += _overlap(sa[i], ea[i], sb[j], eb[j])
-                acc[c, SAME + k_plus] += _overlap(sa[i], ea[i], sb[j] - 1, eb[j] - 1)
-            j += 1
+def _moments(acc, known, n, start, end, ids, rows, z, origin, shape, surface):
+    """Counts, sums of coordinates and their products, box and first voxel; labels known..n-1 are met in this plane first."""
+    big = np.int64(1) << 40
+    for c in range(known, n):
+        acc[c, LO], acc[c, LO + 1], acc[c, LO + 2] = z, big, big
+        acc[c, FIRST] = -1
+    for y in range(len(rows) - 1):
+        gz, gy = origin[0] + z, origin[1] + y
+        edge = gz == 0 or gz == shape[0] - 1 or gy == 0 or gy == shape[1] - 1
+        for r in range(rows[y], rows[y + 1]):
+            x0, x1 = np.int64(start[r]), np.int64(end[r])
+            row = acc[ids[r]]
+            length = x1 - x0
+            sx = length * (x0 + x1 - 1) // 2
+            row[N] += length
+            row[S] += length * z
+            row[S + 1] += length * y
+            row[S + 2] += sx
+            row[SS] += length * z * z
+            row[SS + 1] += length * y * y
+            row[SS + 2] += ((x1 - 1) * x1 * (2 * x1 - 1) - (x0 - 1) * x0 * (2 * x0 - 1)) // 6
+            row[SS + 3] += length * z * y
+            row[SS + 4] += sx * z
+            row[SS + 5] += sx * y
+            row[LO + 1] = min(row[LO + 1], y)
+            row[LO + 2] = min(row[LO + 2], x0)
+            row[HI] = z
+            row[HI + 1] = max(row[HI + 1], y)
+            row[HI + 2] = max(row[HI + 2], x1 - 1)
+            if row[FIRST] < 0:
+                row[FIRST] = (gz * shape[1] + gy) * shape[2] + origin[2] + x0
+            if surface:
+                row[SAME + _DIR[1, 1, 2]] += length - 1
+                row[EULER] += 1
+                if edge or origin[2] + x0 == 0 or origin[2] + x1 == shape[2]:
+                    _outside(row, gz, gy, origin[2] + x0, origin[2] + x1, shape)
 
 
 @njit(cache=True, nogil=True)
-def accumulate(labels, image, has_image, is_float, start, shape):
-    """Accumulators of every label of a block.
-
-    labels: unsigned (z, y, x); image: of the same shape, or of shape (1, 1, 1) without one; start: the block's corner in the volume of
-    `shape`. Returns (keys uint64 (n,), accumulators int64 (n, WIDTH), 1 if an intensity does not fit)."""
-    nz, ny, nx = labels.shape
-    keys, ids = np.zeros(256, np.uint64), np.full(256, -1, np.int64)
-    acc = np.zeros((128, WIDTH), np.int64)
-    found = np.zeros(128, np.uint64)
-    n = 0
-    bad = 0
-    # runs of two planes: start, end, id of each, row by row
-    rs, re, rc = np.zeros((2, ny, nx), np.int32), np.zeros((2, ny, nx), np.int32), np.zeros((2, ny, nx), np.int32)
-    rn = np.zeros((2, ny), np.int64)
-    last_key, last_id = np.uint64(0), np.int64(-1)
-    for z in range(nz + 1):
-        here, before = z & 1, (z + 1) & 1
-        if z < nz:
-            for y in range(ny):
-                count = 0
-                x = 0
-                while x < nx:
-                    key = np.uint64(labels[z, y, x])
-                    x0 = x
-                    x += 1
-                    while x < nx and np.uint64(labels[z, y, x]) == key:
-                        x += 1
-                    if key == 0:
-                        continue
-                    if key == last_key:
-                        c = last_id
-                    else:
-                        i = _slot(keys, ids, key)
-                        c = ids[i]
-                        if c < 0:
-                            c = n
-                            keys[i], ids[i] = key, c
-                            n += 1
-                            if 2 * n > len(keys):
-                                keys, ids = _grown(keys, ids)
-                            if n > len(acc):
-                                more = np.zeros((2 * len(acc), WIDTH), np.int64)
-                                more[: len(acc)] = acc
-                                acc = more
-                                its = np.zeros(2 * len(found), np.uint64)
-                                its[: len(found)] = found
-                                found = its
-                            found[c] = key
-                            acc[c, LO], acc[c, LO + 1], acc[c, LO + 2] = z, y, x0
-                            acc[c, HI], acc[c, HI + 1], acc[c, HI + 2] = z, y, x - 1
-                            acc[c, FIRST] = ((start[0] + z) * shape[1] + start[1] + y) * shape[2] + start[2] + x0
-                            acc[c, IMIN], acc[c, IMAX] = np.int64(1) << 62, -(np.int64(1) << 62)
-                        last_key, last_id = key, c
-                    rs[here, y, count], re[here, y, count], rc[here, y, count] = x0, x, c
-                    count += 1
-                    length = x - x0
-                    sx = length * (x0 + x - 1) // 2
-                    row = acc[c]
-                    row[N] += length
-                    row[S] += length * z
-                    row[S + 1] += length * y
-                    row[S + 2] += sx
-                    row[SS] += length * z * z
-                    row[SS + 1] += length * y * y
-                    row[SS + 2] += ((x - 1) * x * (2 * x - 1) - (x0 - 1) * x0 * (2 * x0 - 1)) // 6
-                    row[SS + 3] += length * z * y
-                    row[SS + 4] += sx * z
-                    row[SS + 5] += sx * y
-                    row[LO + 1] = min(row[LO + 1], y)
-                    row[LO + 2] = min(row[LO + 2], x0)
-                    row[HI] = z
-                    row[HI + 1] = max(row[HI + 1], y)
-                    row[HI + 2] = max(row[HI + 2], x - 1)
-                    row[SAME + _DIR[1, 1, 2]] += length - 1
-                    if has_image:
-                        total, low, high, least, most = np.int64(0), np.int64(0), np.int64(0), row[IMIN], row[IMAX]
-                        for i in range(x0, x):
-                            if is_float:
-                                f = image[z, y, i] * FIXED
-                                if not (-LIMIT < f < LIMIT):
-                                    bad = 1
-                                    f = 0.0
-                                v = np.int64(np.rint(f))
-                            else:
-                                v = np.int64(image[z, y, i])
-                                if v >= LIMIT or v <= -LIMIT:
-                                    bad = 1
-                                    v = 0
-                            total += v
-                            square = v * v
-                            low += square & 0xFFFFFFFF
-                            high += square >> 32
-                            least = min(least, v)
-                            most = max(most, v)
-                        row[ISUM] += total
-                        row[ISQ_LO] += low
-                        row[ISQ_HI] += high
-                        row[IMIN], row[IMAX] = least, most
-                    gz, gy = start[0] + z, start[1] + y
-                    if gz == 0 or gz == shape[0] - 1 or gy == 0 or gy == shape[1] - 1 or start[2] + x0 == 0 or start[2] + x == shape[2]:
-                        _count_outside(row, gz, gy, start[2] + x0, start[2] + x, shape)
-                rn[here, y] = count
-            for y in range(ny - 1):
-                _pair_rows(acc, rs[here, y], re[here, y], rc[here, y], rn[here, y], rs[here, y + 1], re[here, y + 1], rc[here, y + 1], rn[here, y + 1], _DIR[1, 2, 0], _DIR[1, 2, 1], _DIR[1, 2, 2])
-        if 0 < z < nz:
-            for y in range(ny):
-                if rn[before, y] == 0:
-                    continue
-                for dy in range(-1, 2):
-                    if 0 <= y + dy < ny and rn[here, y + dy]:
-                        _pair_rows(acc, rs[before, y], re[before, y], rc[before, y], rn[before, y], rs[here, y + dy], re[here, y + dy], rc[here, y + dy], rn[here, y + dy], _DIR[2, dy + 1, 0], _DIR[2, dy + 1, 1], _DIR[2, dy + 1, 2])
-    return found[:n], acc[:n], bad
-
-
-@njit(cache=True, nogil=True)
-def _count_outside(row, z, y, x0, x1, shape):
+def _outside(row, z, y, x0, x1, shape):
     """Pairs of the run [x0, x1) whose other voxel lies outside the volume."""
     for dz in range(-1, 2):
         for dy in range(-1, 2):
@@ -186,56 +200,174 @@ def _count_outside(row, z, y, x0, x1, shape):
                     continue
                 if out_zy:
                     row[OUT + k] += x1 - x0
-                elif dx < 0 and x0 == 0 or dx > 0 and x1 == shape[2]:
+                elif (dx < 0 and x0 == 0) or (dx > 0 and x1 == shape[2]):
                     row[OUT + k] += 1
 
 
 @njit(cache=True, nogil=True)
-def same_across(a, b, axis):
-    """Pairs of equal label between two planes that face each other along `axis`. Returns (labels uint64 (n,), counts int64 (n, 13))."""
+def _intensity(acc, extremes, known, n, image, start, end, ids, rows, is_float):
+    """Sums of the intensity and its square. Returns whether a value did not fit, or was not finite."""
+    bad = False
+    for c in range(known, n):
+        extremes[c, 0], extremes[c, 1] = np.inf, -np.inf
+    narrow = not is_float and image.itemsize <= 2
+    for y in range(len(rows) - 1):
+        for r in range(rows[y], rows[y + 1]):
+            c = ids[r]
+            row = acc[c]
+            least, most = image[y, start[r]], image[y, start[r]]
+            for first in range(start[r], end[r], _CHUNK):
+                last = min(first + _CHUNK, end[r])
+                total, hh, hl, ll = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+                for x in range(first, last):
+                    g = image[y, x]
+                    least, most = min(least, g), max(most, g)
+                    if narrow:
+                        v = np.int64(g)
+                        total += v
+                        ll += v * v
+                    else:
+                        if is_float:
+                            f = np.rint(np.float64(g) * FIXED)
+                            if not (-_LIMIT < f < _LIMIT):
+                                bad = True
+                                f = 0.0
+                            v = np.int64(f)
+                        else:
+                            v = np.int64(g)
+                        high, low = v >> 24, v & 0xFFFFFF
+                        total += v
+                        hh += high * high
+                        hl += high * low
+                        ll += low * low
+                # v^2 = hh 2^48 + hl 2^25 + ll
+                row[ISQ_HI] += hh + (hl >> 23) + (ll >> BITS)
+                low = row[ISQ_LO] + ((hl & 0x7FFFFF) << 25) + (ll & _MASK)
+                row[ISQ_HI] += low >> BITS
+                row[ISQ_LO] = low & _MASK
+                low = row[ISUM_LO] + (total & _MASK)
+                row[ISUM_HI] += (total >> BITS) + (low >> BITS)
+                row[ISUM_LO] = low & _MASK
+            extremes[c, 0] = min(extremes[c, 0], np.float64(least))
+            extremes[c, 1] = max(extremes[c, 1], np.float64(most))
+    return bad
+
+
+@njit(cache=True, nogil=True)
+def _overlap(a0, a1, b0, b1):
+    return max(0, min(a1, b1) - max(a0, b0))
+
+
+@njit(cache=True, nogil=True)
+def _pair_rows(acc, sa, ea, ca, a, a1, sb, eb, cb, b, b1, k_minus, k_zero, k_plus, over, n):
+    """Count pairs of equal label between a row of runs a..a1 and a neighbouring one, b..b1: (x, x - 1), (x, x), (x, x + 1). Where they overlap is
+    written into `over` from n on, unless it is empty; returns the new n."""
+    for i in range(a, a1):
+        while b < b1 and eb[b] < sa[i]:
+            b += 1
+        j = b
+        while j < b1 and sb[j] <= ea[i]:
+            if cb[j] == ca[i]:
+                c = ca[i]
+                x0, x1 = max(sa[i], sb[j]), min(ea[i], eb[j])
+                acc[c, SAME + k_minus] += _overlap(sa[i], ea[i], sb[j] + 1, eb[j] + 1)
+                acc[c, SAME + k_plus] += _overlap(sa[i], ea[i], sb[j] - 1, eb[j] - 1)
+                if x1 > x0:
+                    acc[c, SAME + k_zero] += x1 - x0
+                    if len(over):
+                        over[n, 0], over[n, 1], over[n, 2] = x0, x1, c
+                        n += 1
+            j += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _within(acc, start, end, ids, rows, over, over_rows):
+    """Pairs between the rows of a plane; every overlap of rows y and y + 1 takes one from the Euler number."""
+    n = 0
+    ny = len(rows) - 1
+    for y in range(ny - 1):
+        over_rows[y] = n
+        a, b, b1 = rows[y], rows[y + 1], rows[y + 2]
+        n = _pair_rows(acc, start, end, ids, a, b, start, end, ids, b, b1, _DIR[1, 2, 0], _DIR[1, 2, 1], _DIR[1, 2, 2], over, n)
+        for i in range(over_rows[y], n):
+            acc[over[i, 2], EULER] -= 1
+    over_rows[ny - 1] = n
+
+
+@njit(cache=True, nogil=True)
+def _between(acc, sa, ea, ca, ra, oa, na, sb, eb, cb, rb, ob, nb):
+    """Pairs between two planes; for the Euler number, overlaps of a row with the same row of the next plane, and of four rows."""
+    ny = len(ra) - 1
+    scratch = np.empty((2 * (len(sa) // ny) + 2, 3), np.int32)
+    none = np.empty((0, 3), np.int32)
+    for y in range(ny):
+        if ra[y] == ra[y + 1]:
+            continue
+        for dy in range(-1, 2):
+            if 0 <= y + dy < ny:
+                b, b1 = rb[y + dy], rb[y + dy + 1]
+                k0, k1, k2 = _DIR[2, dy + 1, 0], _DIR[2, dy + 1, 1], _DIR[2, dy + 1, 2]
+                n = _pair_rows(acc, sa, ea, ca, ra[y], ra[y + 1], sb, eb, cb, b, b1, k0, k1, k2, scratch if dy == 0 else none, 0)
+                for i in range(n):
+                    acc[scratch[i, 2], EULER] -= 1
+        if y + 1 < ny:
+            b, b1 = nb[y], nb[y + 1]
+            for i in range(na[y], na[y + 1]):
+                while b < b1 and ob[b, 1] <= oa[i, 0]:
+                    b += 1
+                j = b
+                while j < b1 and ob[j, 0] < oa[i, 1]:
+                    if ob[j, 2] == oa[i, 2]:
+                        acc[oa[i, 2], EULER] += 1
+                    j += 1
+
+
+@njit(cache=True, nogil=True)
+def across(a, b, axis):
+    """What two uint64 planes that face each other along `axis` add: for each label the pairs of voxels of that label in the 13
+    directions, and the change of its Euler number. Returns (labels uint64 (n,), int64 (n, 14))."""
     ny, nx = a.shape
     keys, ids = np.zeros(256, np.uint64), np.full(256, -1, np.int64)
-    acc = np.zeros((128, 13), np.int64)
-    found = np.zeros(128, np.uint64)
+    found, acc = np.zeros(128, np.uint64), np.zeros((128, 14), np.int64)
     n = 0
-    last_key, last_id = np.uint64(0), np.int64(-1)
+    last_key, c = np.uint64(0), np.int64(-1)
     for y in range(ny):
         for x in range(nx):
-            key = np.uint64(a[y, x])
+            key = a[y, x]
             if key == 0:
                 continue
-            c = np.int64(-1)
+            met = 0
             for dy in range(-1, 2):
-                if not 0 <= y + dy < ny:
-                    continue
                 for dx in range(-1, 2):
-                    if not 0 <= x + dx < nx or np.uint64(b[y + dy, x + dx]) != key:
-                        continue
-                    if c < 0:
-                        if key == last_key:
-                            c = last_id
+                    if 0 <= y + dy < ny and 0 <= x + dx < nx and b[y + dy, x + dx] == key:
+                        met |= 1 << (3 * dy + dx + 4)
+            if met == 0:
+                continue
+            if key != last_key:
+                if 2 * (n + 1) > len(keys):
+                    size = 2 * len(keys)
+                    keys, ids = _rehashed(found, n, np.zeros(size, np.uint64), np.full(size, -1, np.int64))
+                    more, its = np.zeros((size, 14), np.int64), np.zeros(size, np.uint64)
+                    more[:n], its[:n] = acc[:n], found[:n]
+                    acc, found = more, its
+                i = slot(keys, ids, key)
+                if ids[i] < 0:
+                    keys[i], ids[i], found[n] = key, n, key
+                    n += 1
+                last_key, c = key, ids[i]
+            for dy in range(-1, 2):
+                for dx in range(-1, 2):
+                    if met >> (3 * dy + dx + 4) & 1:
+                        if axis == 0:
+                            acc[c, _DIR[2, dy + 1, dx + 1]] += 1
+                        elif axis == 1:
+                            acc[c, _DIR[dy + 1, 2, dx + 1]] += 1
                         else:
-                            i = _slot(keys, ids, key)
-                            c = ids[i]
-                            if c < 0:
-                                c = n
-                                keys[i], ids[i] = key, c
-                                n += 1
-                                if 2 * n > len(keys):
-                                    keys, ids = _grown(keys, ids)
-                                if n > len(acc):
-                                    more = np.zeros((2 * len(acc), 13), np.int64)
-                                    more[: len(acc)] = acc
-                                    acc = more
-                                    its = np.zeros(2 * len(found), np.uint64)
-                                    its[: len(found)] = found
-                                    found = its
-                                found[c] = key
-                            last_key, last_id = key, c
-                    if axis == 0:
-                        acc[c, _DIR[2, dy + 1, dx + 1]] += 1
-                    elif axis == 1:
-                        acc[c, _DIR[dy + 1, 2, dx + 1]] += 1
-                    else:
-                        acc[c, _DIR[dy + 1, dx + 1, 2]] += 1
+                            acc[c, _DIR[dy + 1, dx + 1, 2]] += 1
+            if met >> 4 & 1:  # voxels - pairs + squares - cubes
+                right = x + 1 < nx and a[y, x + 1] == key and (met >> 5 & 1) == 1
+                down = y + 1 < ny and a[y + 1, x] == key and (met >> 7 & 1) == 1
+                cube = right and down and a[y + 1, x + 1] == key and (met >> 8 & 1) == 1
+                acc[c, 13] += int(right) + int(down) - int(cube) - 1
     return found[:n], acc[:n]

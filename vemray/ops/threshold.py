@@ -27,12 +27,12 @@ class ThresholdAt(Filter):
 
     ports = (Port("image", ("image", "probability")),)
 
-    value: Annotated[float, Field(description="lower bound, included; 0..1 on a probability, grey value otherwise")] = 0.5
+    value: Annotated[float | None, Field(description="lower bound, included; 0..1 on a probability, grey value otherwise")] = 0.5
     upper: Annotated[float | None, Field(description="upper bound, included")] = None
 
     @classmethod
     def examples(cls):
-        return [cls(0.5), cls(value=0.25, upper=0.75)]
+        return [cls(0.5), cls(value=0.25, upper=0.75), cls(None, 0.5)]
 
     def output(self, image: ArraySpec) -> ArraySpec:
         return image.like(np.bool_, "mask")
@@ -41,10 +41,12 @@ class ThresholdAt(Filter):
         return 3
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
-        out = _compare(np.greater_equal, image, stored(self.value, site.inputs[0]))
-        if self.upper is not None:
-            out &= _compare(np.less_equal, image, stored(self.upper, site.inputs[0]))
-        return out
+        spec = site.inputs[0]
+        bounds = ((np.greater_equal, self.value), (np.less_equal, self.upper))
+        parts = [_compare(how, image, stored(value, spec)) for how, value in bounds if value is not None]
+        if not parts:
+            return np.ones(image.shape, np.bool_)
+        return parts[0] if len(parts) == 1 else np.logical_and(*parts, out=parts[0])
 
 
 def _compare(how, image: np.ndarray, value: float) -> np.ndarray:
@@ -83,9 +85,8 @@ class ThresholdFrom(Filter):
 
     def __call__(self, image: np.ndarray, histogram: dict, *, site: Site) -> np.ndarray:
         value = otsu(histogram) if self.method == "otsu" else percentile(histogram, self.percent)
-        value = stored(value, site.inputs[0])
-        if site.inputs[0].kind == "probability":
-            value = round(value)  # a value of the histogram, back to the voxel it came from
+        if image.dtype.kind in "ui":
+            value = round(stored(value, site.inputs[0]))  # a value of the histogram, back to the voxel it came from
         return _compare(np.greater if self.above else np.less_equal, image, value)
 
 
@@ -111,7 +112,7 @@ class Threshold(Composite):
         if self.method == "value":
             if self.value is None and self.upper is None:
                 raise RecipeError("'threshold' needs a value, or method: otsu or percentile.")
-            return [Step("", ThresholdAt(-np.inf if self.value is None else self.value, self.upper), inputs)]
+            return [Step("", ThresholdAt(self.value, self.upper), inputs)]
         if self.method == "percentile" and self.percent is None:
             raise RecipeError("'threshold' by percentile needs 'percent'.")
         if self.value is not None or self.upper is not None:

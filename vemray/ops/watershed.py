@@ -19,7 +19,7 @@ from vemray.geometry import Int3, Spacing
 from vemray.ops.base import ArraySpec, Labeller, LocalLabels, Port, Site, register
 from vemray.ops.planes import Dense, Planes
 from vemray.ops.watershed_graph import Edges, RegionGraph, Regions, Rule, reduced
-from vemray.ops.watershed_kernels import EXIT, MARKER, basins, descend, saddles
+from vemray.ops.watershed_kernels import EXIT, MARKER, basins, descend, landscape, on_open_faces, relabel, saddles
 
 
 @register("watershed")
@@ -79,28 +79,23 @@ class Watershed(Labeller):
 
 def label_block(image, mask, markers, site: Site, rule: Rule, invert: bool) -> LocalLabels:
     """Regions of one block: followed, joined as far as is certain, and the rest as evidence."""
-    values = np.array(image, np.float32)
-    if np.isnan(values.min(initial=0)):
+    values, bad = landscape(image if image.dtype != np.float16 else image.astype(np.float32), invert)
+    if bad:
         raise VolumeError("watershed: the image holds NaN, which has no place in an order of values. Mend or mask it before.")
-    if invert:
-        np.negative(values, out=values)
-    values += np.float32(0)  # -0.0 and 0.0 are one value
     use_mask, use_markers = mask is not None, markers is not None
     inside = np.ascontiguousarray(mask, np.bool_) if use_mask else np.zeros((1, 1, 1), bool)
     marks = np.ascontiguousarray(markers, np.uint64) if use_markers else np.zeros((1, 1, 1), np.uint64)
-    write, full = site.write, rule.full
+    write = site.write
     lo = np.array([a - b for a, b in zip(write.start, site.read.start)], np.int64)
     start, volume = np.array(write.start, np.int64), np.array(site.shape, np.int64)
 
-    ways = descend(values.view(np.int32), inside, marks, use_mask, use_markers, lo, write.shape, full)
-    if use_markers:  # after their own order has served: marker voxels are the lowest
-        values[marks > 0] = -np.inf
-    labels, kind, end, low, mark, first = basins(ways, values, marks, use_markers, lo, start, volume)
+    ways = descend(values.view(np.int32), inside, marks, use_mask, use_markers, lo, write.shape, rule.full)
+    wide, kind, end, low, mark, first = basins(ways, values, marks, lo, start, volume)
     del ways, marks, inside
 
     regions = Regions(end, low, kind == MARKER, kind == EXIT)
-    frozen = Planes.of(labels, write, site.shape).used(len(end) + 1)[1:]
-    a, b, saddle, place = saddles(labels, values, low, regions.marked, rule.by_marks, rule.height, rule.reduce, lo, start, volume, full)
+    frozen = on_open_faces(wide, len(end), start, volume)
+    a, b, saddle, place = saddles(wide, values, low, regions.marked, rule.by_marks, rule.height, rule.reduce, lo, start, volume, rule.full)
     owner, edges = reduced(regions, Edges(a.astype(np.int64) - 1, b.astype(np.int64) - 1, saddle, place), frozen, rule)
 
     kept = np.unique(owner)  # labels of regions that were joined become one, numbered by first voxels again
@@ -111,7 +106,8 @@ def label_block(image, mask, markers, site: Site, rule: Rule, invert: bool) -> L
     number = np.zeros(len(owner), np.int64)
     number[kept] = np.arange(len(kept))
     lut = np.concatenate([[0], number[owner] + 1]).astype(np.uint32)
-    labels = lut[labels]
+    labels = relabel(wide, lut)
+    del wide
 
     regions = regions.take(kept)
     edges = Edges(number[edges.a], number[edges.b], edges.saddle, edges.place)

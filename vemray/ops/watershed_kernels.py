@@ -12,43 +12,74 @@ from numba import njit, types
 from numba.typed import Dict
 
 MINIMUM, EXIT, MARKER = 0, 1, 2  # how a path of steepest descent ends
-SELF, ROOT, NOWHERE = np.uint8(13), np.uint8(100), np.uint8(255)  # pointers beside the 27 directions (dz+1)*9 + (dy+1)*3 + dx+1
+# pointers beside the 27 directions (dz+1)*9 + (dy+1)*3 + dx+1, of which 13 is the voxel itself
+SELF, ROOT, OUTSIDE, NOWHERE = np.uint8(13), np.uint8(100), np.uint8(200), np.uint8(255)
 _FAR = np.int64(1) << 40
 _CLASS = np.int64(1) << 33
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _order(bits, mask, markers, use_mask, use_markers, z, y, x):
-    """Rank of a voxel by class and value: the bits of a float32 as an integer that sorts like it."""
-    if use_mask and not mask[z, y, x]:
-        return _FAR
-    i = np.int64(bits[z, y, x])
-    if i < 0:
-        i ^= np.int64(0x7FFFFFFF)
-    if use_markers and markers[z, y, x] != 0:
-        i -= _CLASS
-    return i
+@njit(cache=True, nogil=True)
+def landscape(image, invert):
+    """float32 copy, negated if `invert`, with one zero; and whether it holds NaN."""
+    nz, ny, nx = image.shape
+    out = np.empty((nz, ny, nx), np.float32)
+    bad = False
+    sign = np.float32(-1 if invert else 1)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                v = np.float32(image[z, y, x]) * sign + np.float32(0)
+                bad |= v != v
+                out[z, y, x] = v
+    return out, bad
+
+
+@njit(cache=True, nogil=True)
+def _order_row(bits, mask, markers, use_mask, use_markers, z, y, out):
+    """Rank of the voxels of a row by class and value: the bits of a float32 as an integer that sorts like it. True if none is in."""
+    some = not use_mask
+    if use_mask:
+        for x in range(out.size):
+            some |= mask[z, y, x]
+        if not some:
+            out[:] = _FAR
+            return True
+    for x in range(out.size):
+        i = np.int64(bits[z, y, x])
+        out[x] = i ^ (np.int64(0x7FFFFFFF) if i < 0 else np.int64(0))
+    if use_markers:
+        for x in range(out.size):
+            if markers[z, y, x] != 0:
+                out[x] -= _CLASS
+    if use_mask:
+        for x in range(out.size):
+            if not mask[z, y, x]:
+                out[x] = _FAR
+    return False
 
 
 @njit(cache=True, nogil=True)
 def descend(bits, mask, markers, use_mask, use_markers, lo, shape, full):
-    """Pointer of each voxel of the write box to its smallest neighbour (26 if `full`, else 6), SELF, ROOT (a marker) or NOWHERE.
+    """Pointer of each voxel of the write box to its smallest neighbour (26 if `full`, else 6), SELF, ROOT (a marker) or NOWHERE, in an
+    array with one voxel more on each side, OUTSIDE.
 
     The smallest of 27 is taken axis by axis: of equal values each pass prefers the lower index, which together is the raster order."""
     nz, ny, nx = shape
     rz, ry, rx = bits.shape
-    out = np.empty((nz, ny, nx), np.uint8)
+    out = np.full((nz + 2, ny + 2, nx + 2), OUTSIDE)
     # three planes in turn: of each read row the smallest of three along x, then of each read plane the smallest of nine
-    plain = np.empty((3, ry, rx), np.int64)
+    plain, empty = np.empty((3, ry, rx), np.int64), np.zeros((3, ry), np.bool_)
     row_best, row_way = np.empty((ry, nx), np.int64), np.empty((ry, nx), np.uint8)
     best, way = np.empty((3, ny, nx), np.int64), np.empty((3, ny, nx), np.uint8)
-    for z in range(max(0, lo[0] - 1), min(rz, lo[0] + nz + 1)):
+    for z in range(rz):
         p = z % 3
         for y in range(ry):
-            for x in range(rx):
-                plain[p, y, x] = _order(bits, mask, markers, use_mask, use_markers, z, y, x)
+            empty[p, y] = _order_row(bits, mask, markers, use_mask, use_markers, z, y, plain[p, y])
         if full:
-            for y in range(max(0, lo[1] - 1), min(ry, lo[1] + ny + 1)):
+            for y in range(ry):
+                if empty[p, y]:
+                    row_best[y] = _FAR
+                    continue
                 for x in range(nx):
                     r = x + lo[2]
                     b, w = plain[p, y, r], 1
@@ -59,6 +90,9 @@ def descend(bits, mask, markers, use_mask, use_markers, lo, shape, full):
                     row_best[y, x], row_way[y, x] = b, w
             for y in range(ny):
                 r = y + lo[1]
+                if empty[p, r] and (r == 0 or empty[p, r - 1]) and (r + 1 == ry or empty[p, r + 1]):
+                    best[p, y] = _FAR
+                    continue
                 for x in range(nx):
                     b, w = row_best[r, x], 3 + row_way[r, x]
                     if r > 0 and row_best[r - 1, x] <= b:
@@ -67,30 +101,28 @@ def descend(bits, mask, markers, use_mask, use_markers, lo, shape, full):
                         b, w = row_best[r + 1, x], 6 + row_way[r + 1, x]
                     best[p, y, x], way[p, y, x] = b, w
         if z >= lo[0] + 1:
-            _point(out, z - 1, plain, best, way, lo, full, rz, use_markers)
+            _point(out, z - 1, plain, empty, best, way, lo, full, rz, use_markers)
     if lo[0] + nz == rz:
-        _point(out, rz - 1, plain, best, way, lo, full, rz, use_markers)
+        _point(out, rz - 1, plain, empty, best, way, lo, full, rz, use_markers)
     return out
 
 
 @njit(cache=True, nogil=True)
-def _point(out, z, plain, best, way, lo, full, rz, use_markers):
+def _point(out, z, plain, empty, best, way, lo, full, rz, use_markers):
     """Pointers of read plane `z`, whose neighbours are in the three planes."""
-    _, ny, nx = out.shape
+    ny, nx = out.shape[1] - 2, out.shape[2] - 2
     _, ry, rx = plain.shape
     here, under, over = z % 3, (z + 2) % 3, (z + 1) % 3
     has_under, has_over = z > 0, z + 1 < rz
     for y in range(ny):
         r = y + lo[1]
+        row = out[z - lo[0] + 1, y + 1, 1 : nx + 1]
+        if empty[here, r]:
+            row[:] = NOWHERE
+            continue
         for x in range(nx):
             c = x + lo[2]
             own = plain[here, r, c]
-            if own == _FAR:
-                out[z - lo[0], y, x] = NOWHERE
-                continue
-            if use_markers and own < -(_CLASS >> 1):
-                out[z - lo[0], y, x] = ROOT
-                continue
             if full:
                 b, w = best[here, y, x], 9 + way[here, y, x]
                 if has_under and best[under, y, x] <= b:
@@ -111,7 +143,9 @@ def _point(out, z, plain, best, way, lo, full, rz, use_markers):
                     b, w = plain[here, r + 1, c], 16
                 if has_over and plain[over, r, c] < b:
                     w = 22
-            out[z - lo[0], y, x] = w
+            if use_markers and own < -(_CLASS >> 1):
+                w = 100
+            row[x] = 255 if own == _FAR else w
 
 
 @njit(cache=True, nogil=True)
@@ -122,82 +156,91 @@ def _grown(a, size):
 
 
 @njit(cache=True, nogil=True)
-def basins(ways, values, markers, use_markers, lo, start, volume):
-    """Follow the pointers of `descend`. Labels 1..n of the write box, in the order of their first voxels; of each label: how it ends
-    (MINIMUM, EXIT, MARKER), the raster index in the volume of its end (the minimum, the voxel outside the write box, a marker's
-    voxel), the value there, its marker, and the raster index of its first voxel."""
-    nz, ny, nx = ways.shape
+def basins(ways, values, markers, lo, start, volume):
+    """Follow the pointers of `descend`. Labels 1..n, in the order of their first voxels, in an array like `ways`; of each label: how it
+    ends (MINIMUM, EXIT, MARKER), the raster index in the volume of its end (the minimum, the voxel outside the write box, a marker's
+    voxel), the value there, its marker, and the raster index of its first voxel. Marker voxels' values become -inf: they are the lowest."""
+    pz, py, px = ways.shape
     vy, vx = np.int64(volume[1]), np.int64(volume[2])
-    labels = np.zeros((nz, ny, nx), np.uint32)
+    ways_flat = ways.reshape(-1)
+    labels = np.zeros((pz, py, px), np.uint32)
+    flat = labels.reshape(-1)
+    offset = np.empty(27, np.int64)
+    for w in range(27):
+        offset[w] = ((w // 9 - 1) * py + w // 3 % 3 - 1) * px + w % 3 - 1
     n, room = 0, 1024
     kind, end, low = np.empty(room, np.uint8), np.empty(room, np.uint64), np.empty(room, np.float32)
     mark, first = np.empty(room, np.uint64), np.empty(room, np.uint64)
     known = Dict.empty(types.uint64, types.uint32)  # labels of markers
-    # labels of the voxels around the write box, as six plates
-    plate_z = np.zeros((2, ny + 2, nx + 2), np.uint32)
-    plate_y = np.zeros((2, nz, nx + 2), np.uint32)
-    plate_x = np.zeros((2, nz, ny), np.uint32)
-    for z0 in range(nz):
-        for y0 in range(ny):
-            for x0 in range(nx):
-                if ways[z0, y0, x0] == NOWHERE or labels[z0, y0, x0] != 0:
+    for z in range(1, pz - 1):
+        for y in range(1, py - 1):
+            for i in range((z * py + y) * px + 1, (z * py + y) * px + px - 1):
+                w = ways_flat[i]
+                if w == ROOT:
+                    values[z - 1 + lo[0], y - 1 + lo[1], i % px - 1 + lo[2]] = -np.inf
+                if w == NOWHERE or flat[i] != 0:
                     continue
-                z, y, x = z0, y0, x0
-                label = np.uint32(0)
-                ends = -1
-                while True:
-                    w = np.int64(ways[z, y, x])
-                    if w == ROOT:
-                        ends = MARKER
-                        m = np.uint64(markers[z + lo[0], y + lo[1], x + lo[2]])
-                        if m in known:
-                            label = known[m]
-                        break
-                    if w == SELF:
-                        ends = MINIMUM
-                        break
-                    z, y, x = z + w // 9 - 1, y + w // 3 % 3 - 1, x + w % 3 - 1
-                    if z < 0 or z == nz:
-                        ends, label = EXIT, plate_z[min(z + 1, 1), y + 1, x + 1]
-                        break
-                    if y < 0 or y == ny:
-                        ends, label = EXIT, plate_y[min(y + 1, 1), z, x + 1]
-                        break
-                    if x < 0 or x == nx:
-                        ends, label = EXIT, plate_x[min(x + 1, 1), z, y]
-                        break
-                    label = labels[z, y, x]
-                    if label != 0:
-                        break
+                p = i
+                while flat[p] == 0 and ways_flat[p] < 27 and ways_flat[p] != SELF:
+                    p += offset[ways_flat[p]]
+                label = flat[p]
                 if label == 0:
-                    if n == room:
-                        room *= 2
-                        kind, end, low = _grown(kind, room), _grown(end, room), _grown(low, room)
-                        mark, first = _grown(mark, room), _grown(first, room)
-                    kind[n] = ends
-                    end[n] = np.uint64(((z + start[0]) * vy + y + start[1]) * vx + x + start[2])
-                    low[n] = values[z + lo[0], y + lo[1], x + lo[2]]
-                    mark[n] = markers[z + lo[0], y + lo[1], x + lo[2]] if ends == MARKER else np.uint64(0)  # a bare 0 would make it a float
-                    first[n] = np.uint64(((z0 + start[0]) * vy + y0 + start[1]) * vx + x0 + start[2])
-                    n += 1
-                    label = np.uint32(n)
-                    if ends == MARKER:
-                        known[mark[n - 1]] = label
-                    elif ends == EXIT:
-                        if z < 0 or z == nz:
-                            plate_z[min(z + 1, 1), y + 1, x + 1] = label
-                        elif y < 0 or y == ny:
-                            plate_y[min(y + 1, 1), z, x + 1] = label
-                        else:
-                            plate_x[min(x + 1, 1), z, y] = label
-                z, y, x = z0, y0, x0
-                while 0 <= z < nz and 0 <= y < ny and 0 <= x < nx and labels[z, y, x] == 0:
-                    labels[z, y, x] = label
-                    w = np.int64(ways[z, y, x])
-                    if w == SELF or w == ROOT:
-                        break
-                    z, y, x = z + w // 9 - 1, y + w // 3 % 3 - 1, x + w % 3 - 1
+                    ez, ey, ex = p // (py * px) - 1, p // px % py - 1, p % px - 1
+                    ends = MARKER if ways_flat[p] == ROOT else EXIT if ways_flat[p] == OUTSIDE else MINIMUM
+                    m = markers[ez + lo[0], ey + lo[1], ex + lo[2]] if ends == MARKER else np.uint64(0)
+                    if ends == MARKER and m in known:
+                        label = known[m]
+                    else:
+                        if n == room:
+                            room *= 2
+                            kind, end, low = _grown(kind, room), _grown(end, room), _grown(low, room)
+                            mark, first = _grown(mark, room), _grown(first, room)
+                        kind[n], mark[n] = ends, m
+                        end[n] = np.uint64(((ez + start[0]) * vy + ey + start[1]) * vx + ex + start[2])
+                        low[n] = values[ez + lo[0], ey + lo[1], ex + lo[2]]
+                        first[n] = np.uint64(((z - 1 + start[0]) * vy + y - 1 + start[1]) * vx + i % px - 1 + start[2])
+                        n += 1
+                        label = np.uint32(n)
+                        if ends == MARKER:
+                            known[m] = label
+                    flat[p] = label
+                p = i
+                while flat[p] == 0:
+                    flat[p] = label
+                    p += offset[ways_flat[p]]
     return labels, kind[:n].copy(), end[:n].copy(), low[:n].copy(), mark[:n].copy(), first[:n].copy()
+
+
+@njit(cache=True, nogil=True)
+def on_open_faces(labels, n, start, volume):
+    """Which of the labels 1..n occur on a face of the box (inside the margin of one voxel) that lies within the volume."""
+    seen = np.zeros(n + 1, np.bool_)
+    pz, py, px = labels.shape
+    nz, ny, nx = pz - 2, py - 2, px - 2
+    for z in range(nz):
+        for y in range(ny):
+            whole = (z == 0 and start[0] > 0) or (z == nz - 1 and start[0] + nz < volume[0])
+            whole |= (y == 0 and start[1] > 0) or (y == ny - 1 and start[1] + ny < volume[1])
+            if whole:
+                for x in range(nx):
+                    seen[labels[z + 1, y + 1, x + 1]] = True
+            if start[2] > 0:
+                seen[labels[z + 1, y + 1, 1]] = True
+            if start[2] + nx < volume[2]:
+                seen[labels[z + 1, y + 1, nx]] = True
+    return seen[1:]
+
+
+@njit(cache=True, nogil=True)
+def relabel(labels, lut):
+    """Labels without their margin, mapped."""
+    pz, py, px = labels.shape
+    out = np.empty((pz - 2, py - 2, px - 2), np.uint32)
+    for z in range(pz - 2):
+        for y in range(py - 2):
+            for x in range(px - 2):
+                out[z, y, x] = lut[labels[z + 1, y + 1, x + 1]]
+    return out
 
 
 # -- edges: for each pair of labels the lowest place where they touch ---------------------------------------------------------------
@@ -251,39 +294,48 @@ def _edges(table, saddle, place, n):
 
 @njit(cache=True, nogil=True)
 def saddles(labels, values, low, marked, by_marks, height, drop, lo, start, volume, full):
-    """Edges (a, b, saddle, place) between labels of the write box, a < b: the lowest saddle, and of equal ones the lowest place, a
-    number of the pair of voxels. With `drop`, places over which the two can never join are left out: minima only get deeper."""
-    nz, ny, nx = labels.shape
+    """Edges (a, b, saddle, place) between labels (inside their margin), a < b: the lowest saddle, and of equal ones the lowest place, a
+    number of the pair of voxels. With `drop`, edges over which the two can never join are left out: minima only get deeper."""
+    nz, ny, nx = labels.shape[0] - 2, labels.shape[1] - 2, labels.shape[2] - 2
     vy, vx = np.int64(volume[1]), np.int64(volume[2])
     table, saddle, place = np.zeros(1 << 12, np.uint64), np.empty(1 << 12, np.float32), np.empty(1 << 12, np.uint64)
     n = 0
+    stretch = np.empty(nx + 2, np.int64)  # starts and stops of what is labelled in a row
     for z in range(nz):
         for y in range(ny):
+            here = labels[z + 1, y + 1]
+            v_here = values[z + lo[0], y + lo[1], lo[2] : lo[2] + nx]
+            ends = 0
+            for x in range(1, nx + 2):  # the margin holds exits' labels: it is left out
+                if (here[x - 1] != 0 and x > 1) != (here[x] != 0 and x <= nx):
+                    stretch[ends] = x - 1
+                    ends += 1
+            base = ((z + start[0]) * vy + y + start[1]) * vx + start[2]
             for w in range(14, 27):
                 dz, dy, dx = w // 9 - 1, w // 3 % 3 - 1, w % 3 - 1
-                if not full and abs(dz) + abs(dy) + abs(dx) > 1:
+                if z + dz >= nz or y + dy < 0 or y + dy >= ny or (not full and dz + abs(dy) + abs(dx) > 1):
                     continue
-                if z + dz >= nz or y + dy < 0 or y + dy >= ny:
-                    continue
-                here, there = labels[z, y], labels[z + dz, y + dy]
-                for x in range(max(0, -dx), min(nx, nx - dx)):
-                    a, b = here[x], there[x + dx]
-                    if a == b or a == 0 or b == 0:
-                        continue
-                    s = max(values[z + lo[0], y + lo[1], x + lo[2]], values[z + dz + lo[0], y + dy + lo[1], x + dx + lo[2]])
-                    if drop and not joins(s, low[a - 1], low[b - 1], marked[a - 1], marked[b - 1], by_marks, height):
-                        continue
-                    pair = (np.uint64(min(a, b)) << np.uint64(32)) | np.uint64(max(a, b))
-                    i = _slot(table, pair)
-                    if table[i] == 0 or s <= saddle[i]:
-                        p = np.uint64((((z + start[0]) * vy + y + start[1]) * vx + x + start[2]) * 16 + (w - 14))
+                there = labels[z + dz + 1, y + dy + 1]
+                v_there = values[z + dz + lo[0], y + dy + lo[1], lo[2] : lo[2] + nx]
+                for e in range(0, ends, 2):
+                    for x in range(max(stretch[e], -dx), min(stretch[e + 1], nx - dx)):
+                        a, b = here[x + 1], there[x + 1 + dx]
+                        if a == b or b == 0:
+                            continue
+                        s = max(v_here[x], v_there[x + dx])
+                        if drop and not joins(s, low[a - 1], low[b - 1], marked[a - 1], marked[b - 1], by_marks, height):
+                            continue
+                        pair = (np.uint64(min(a, b)) << np.uint64(32)) | np.uint64(max(a, b))
+                        i = _slot(table, pair)
                         if table[i] == 0:
-                            table[i], saddle[i], place[i] = pair, s, p
+                            table[i], saddle[i], place[i] = pair, s, np.uint64((base + x) * 16 + (w - 14))
                             n += 1
                             if 2 * n > table.size:
                                 table, saddle, place = _double(table, saddle, place)
-                        elif s < saddle[i] or p < place[i]:
-                            saddle[i], place[i] = s, p
+                        elif s <= saddle[i]:
+                            p = np.uint64((base + x) * 16 + (w - 14))
+                            if s < saddle[i] or p < place[i]:
+                                saddle[i], place[i] = s, p
     return _edges(table, saddle, place, n)
 
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import vemray.models.infer
 from vemray.errors import InputError, RecipeError, nearest
 from vemray.ops import OPERATORS, build, find, parameters
 from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port, Step
@@ -209,18 +211,16 @@ def _bind(step: str, body: dict, recipe: Recipe, specs: dict) -> tuple[Operator,
                 hint = f" It has several outputs: {', '.join(several)}." if several else nearest(str(ref), specs)
                 raise RecipeError(f"{where}its input '{key}' names '{ref}', which is neither a step nor an input.{hint}")
             inputs[key] = ref
-    for k, field in cls.__dataclass_fields__.items():
-        if k in rest and isinstance(rest[k], str) and _is_path(field) and recipe.folder and "://" not in rest[k]:
+    for k in _paths(cls):
+        if isinstance(rest.get(k), str) and recipe.folder and "://" not in rest[k]:
             rest[k] = os.path.normpath(os.path.join(recipe.folder, rest[k]))
     return build(cls.name, rest, where), inputs
 
 
-def _is_path(field) -> bool:
-    """Whether a parameter is a file's path: its Field carries json_schema_extra={'path': True}."""
-    t = field.type if not isinstance(field.type, str) else field.type
-    if isinstance(t, str):
-        return "'path': True" in t or '"path": True' in t
-    return any((getattr(m, "json_schema_extra", None) or {}).get("path") for m in getattr(t, "__metadata__", ()))
+def _paths(cls: type[Operator]) -> set[str]:
+    """Parameters that are paths of files: their Field carries json_schema_extra={'path': True}."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {k for k, t in hints.items() if any((getattr(m, "json_schema_extra", None) or {}).get("path") for m in getattr(t, "__metadata__", ()))}
 
 
 def _in_port_order(op: Operator, inputs: Mapping[str, str]) -> list[str | None]:

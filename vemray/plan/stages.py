@@ -186,7 +186,7 @@ def _block_shape(shape: Int3, node: Node, specs: dict, options: Options) -> Int3
     """The options' block; for a whole-axis sweep a pencil that spans those axes and is as thick along the others as memory allows."""
     whole = node.op.whole_axes
     if not whole:
-        return options.block
+        return node.op.block_shape(shape, options.block, options.chunk)
     rounded = tuple(-(-n // c) * c for n, c in zip(shape, options.chunk))
     per_voxel = node.op.memory(*_call_specs(node.op, node.inputs, specs)) + 8
     block = [rounded[a] if a in whole else options.chunk[a] for a in range(3)]

@@ -101,15 +101,14 @@ class Volume:
         not shard-aligned, a volume opened read-only, or an array of another shape or type."""
         self._check_writable(box, array)
         array = _to_stored(array, self.kind, self.dtype, self.where)
-        levels = self.pyramid[self.level :]
-        total = 0
         with access.storage_errors(self.url, "write"):
-            for lv, following in zip(levels, [*levels[1:], None]):
-                total += shards.write(_shards(self.url, lv.path, os.getpid()), box, array)
-                if following is None or not following.inline:
+            total = shards.write(_shards(self), box, array)
+            for i, lv in enumerate(self.pyramid[1:], 1):
+                if not lv.inline:
                     break
-                box = _coarse_box(box, following)
-                array = pyramid.reduce(array, following.factor, self.kind in ("labels", "mask"))
+                box = _coarse_box(box, lv)
+                array = pyramid.reduce(array, lv.factor, self.kind in ("labels", "mask"))
+                total += shards.write(_shards(self.at(i)), box, array)
         return total
 
     def at(self, level: int) -> Volume:
@@ -132,11 +131,21 @@ class Volume:
 
     @property
     def _stored(self):
-        return _opened(self.url, self.path, self.writable, os.getpid())
+        return _opened(self._key)
+
+    @property
+    def _key(self) -> tuple:
+        """What a cached reader of this process depends on: a volume made again in another form at the same address has another key."""
+        return (os.getpid(), self.url, self.path, self.shape, self.shard, self.chunk, self.dtype, self.kind, self.dims)
 
     def _check_writable(self, box: Box, array: np.ndarray) -> None:
         if not self.writable:
             raise VolumeError(f"{self.where} was opened to read. Inputs are never written to: create a volume, or open with writable=True.")
+        if self.level:
+            raise VolumeError(f"{self.where} is a coarser level, which follows from level 0. Write there; fill_level makes the later levels.")
+        self._check_box(box, array)
+
+    def _check_box(self, box: Box, array: np.ndarray) -> None:
         if not self.box.contains(box) or box.size == 0:
             raise VolumeError(f"box {box} does not lie in {self.where}, which holds {self.box}.")
         down = tuple(a // s * s for a, s in zip(box.start, self.shard))
@@ -160,9 +169,9 @@ def fill_level(volume: Volume, level: int, box: Box) -> int:
     source = replace(finer, kind="labels") if volume.kind == "mask" else finer
     source = replace(source, dtype="uint8") if volume.kind == "mask" else source
     array = pyramid.reduce(source.read(pyramid.source_box(box, lv.factor, finer.shape)), lv.factor, volume.kind in ("labels", "mask"))
-    target._check_writable(box, array)
+    target._check_box(box, array)
     with access.storage_errors(volume.url, "write"):
-        return shards.write(_shards(volume.url, lv.path, os.getpid()), box, array)
+        return shards.write(_shards(target), box, array)
 
 
 def _coarse_box(box: Box, level: Level) -> Box:
@@ -173,10 +182,10 @@ def _to_stored(array: np.ndarray, kind: str, dtype: str, where: str) -> np.ndarr
     """The array as it is stored (mask: uint8 0/1). Only lossless conversions."""
     if kind == "mask":
         array = np.asarray(array)
-        return np.ascontiguousarray(array if array.dtype == bool else array != 0).view(np.uint8)
+        return (array if array.dtype == bool else array != 0).view(np.uint8)
     if array.dtype.name != dtype and not np.can_cast(array.dtype, dtype, "safe"):
         raise VolumeError(f"{where} holds {dtype}; {array.dtype} values would change. Convert the array, or create a volume of that type.")
-    return np.ascontiguousarray(array, np.dtype(dtype))
+    return np.asarray(array, np.dtype(dtype))
 
 
 def _short(error: Exception) -> str:
@@ -188,28 +197,32 @@ def _short(error: Exception) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _opened(url: str, path: str, writable: bool, pid: int):
+def _opened(key: tuple):
     """This process's reader of an array: our own for shards as vemray writes them, zarr's for all others."""
-    found = shards.describe(url, path)
-    if found is not None:
-        return found
-    import zarr
-
-    return zarr.open_array(store=access.array_store(url, read_only=True), path=path, mode="r")
-
-
-@functools.lru_cache(maxsize=256)
-def _shards(url: str, path: str, pid: int) -> shards.Shards:
-    found = shards.describe(url, path)
+    _, url, path, shape, shard, chunk, _, _, dims = key
+    found = shards.describe(url, path) if dims == ("z", "y", "x") else None
     if found is None:
-        raise StorageError(f"{access.shown(access.join(url, path))} is not an array that vemray wrote, or its metadata is lost. Create it again.")
+        import zarr
+
+        found = zarr.open_array(store=access.array_store(url, read_only=True), path=path, mode="r")
+        now = tuple(found.shape[dims.index(a)] for a in "zyx")
+    else:
+        now = found.shape
+    if now != shape or (isinstance(found, shards.Shards) and (found.shard, found.chunk) != (shard, chunk)):
+        raise VolumeError(f"{access.shown(access.join(url, path))} was replaced by another volume since it was opened. Open it again.")
     return found
 
 
-def forget(url: str) -> None:
-    """Drop cached readers after the metadata at `url` changed."""
+def _shards(volume: Volume) -> shards.Shards:
+    found = volume._stored
+    if not isinstance(found, shards.Shards):
+        raise StorageError(f"{volume.where} is not an array that vemray wrote, or its metadata is lost. Create it again.")
+    return found
+
+
+def forget() -> None:
+    """Drop this process's readers, after a volume was made again."""
     _opened.cache_clear()
-    _shards.cache_clear()
 
 
 def _read_zarr(array, dims: tuple[int | str, ...], box: Box) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from vemray.geometry import Int3, Spacing
 from vemray.store import access, metadata, pyramid, shards
 from vemray.store.handle import KINDS, Volume, dtype_in_memory
 from vemray.store.pyramid import Level
-
-if TYPE_CHECKING:
-    from vemray.ops.base import Kind
 
 
 def split_channel(url: str) -> tuple[str, int | None]:
@@ -31,7 +27,7 @@ def split_channel(url: str) -> tuple[str, int | None]:
     raise VolumeError(f"'#{fragment}' after {access.shown(base)} is not understood. A channel is chosen by #c=0.")
 
 
-def open(url: str, level: int = 0, spacing: Spacing | None = None, kind: Kind | None = None, writable: bool = False) -> Volume:
+def open(url: str, level: int = 0, spacing: Spacing | None = None, kind: str | None = None, writable: bool = False) -> Volume:
     """Open an OME-Zarr 0.4 or 0.5 image or label group, or a plain Zarr array (v2, v3), to read.
 
     `spacing` (nm, of level 0) replaces what the file says and is required where it says nothing. Leading axes of length 1 are dropped;

@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ CODECS = {"labels": ("lz4", "noshuffle"), "mask": ("lz4", "bitshuffle"), "image"
 SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 # fetches in flight per reading process on remote storage: they wait, they do not compute
 FETCHES = 8
+AHEAD = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -210,13 +212,26 @@ def read(shards: Shards, box: Box) -> np.ndarray:
     out = np.empty(box.shape, shards.dtype)  # every voxel lies in some chunk: all are set below
     scratch = np.empty(shards.chunk, shards.dtype)
     jobs = list(shards.cells(box, shards.shard)) if box.size else []
-    fetched = (_fetch(shards, c, box) for c in jobs)
-    if shards.remote and len(jobs) > 1:
-        fetched = _pool(os.getpid()).map(_fetch, itertools.repeat(shards), jobs, itertools.repeat(box))
-    for chunks in fetched:
+    for chunks in _ahead(shards, jobs, box) if shards.remote and len(jobs) > 1 else (_fetch(shards, c, box) for c in jobs):
         for at, data in chunks:
             _place(shards, at, data, box, out, scratch)
     return out
+
+
+def _ahead(shards: Shards, jobs: list[Int3], box: Box) -> Iterator[list]:
+    """The shards' chunks in order, fetched ahead so that waiting overlaps, but no further than AHEAD bytes of voxels."""
+    pool, waiting, held = _pool(os.getpid()), deque(), 0
+    for coords in jobs:
+        start = tuple(c * s for c, s in zip(coords, shards.shard))
+        size = Box(start, tuple(a + s for a, s in zip(start, shards.shard))).intersect(box).size * shards.dtype.itemsize
+        while waiting and (held + size > AHEAD or len(waiting) >= FETCHES):
+            done, its = waiting.popleft()
+            yield done.result()
+            held -= its
+        waiting.append((pool.submit(_fetch, shards, coords, box), size))
+        held += size
+    while waiting:
+        yield waiting.popleft()[0].result()
 
 
 def _place(shards: Shards, at: Int3, data, box: Box, out: np.ndarray, scratch: np.ndarray) -> None:
@@ -243,7 +258,7 @@ def _fetch(shards: Shards, coords: Int3, box: Box) -> list:
     rows = [((z % per[0]) * per[1] + y % per[1]) * per[2] + x % per[2] for z, y, x in wanted]
     url = shards.object_url(coords)
     try:
-        if 4 * len(wanted) >= math.prod(per) and (shards.remote or len(wanted) == math.prod(per)):
+        if 2 * len(wanted) >= math.prod(per) and (shards.remote or len(wanted) == math.prod(per)):
             data = memoryview(access.read_all(url))
             index = _index(shards, data[-shards.index_bytes :], url)[rows]
             return [(at, None if a == EMPTY else _checked(data[int(a) : int(a) + int(n)], int(n), url)) for at, (a, n) in zip(wanted, index)]

@@ -8,7 +8,7 @@ fill_level(...)      the coarse levels that no single block determines
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from vemray.store import access, metadata, pyramid, shards
 from vemray.store.handle import KINDS, Volume, dtype_in_memory, fill_level, forget
 from vemray.store.opening import open, split_channel
 
-if TYPE_CHECKING:
-    from vemray.ops.base import Kind
-
 __all__ = ["KINDS", "Volume", "create", "fill_level", "open", "split_channel"]
 
 
@@ -29,7 +26,7 @@ def create(
     shape: Int3,
     dtype: str | np.dtype | type,
     spacing: Spacing,
-    kind: Kind = "image",
+    kind: str = "image",
     shard: Int3 = (256, 256, 256),
     chunk: Int3 = (64, 64, 64),
     levels: int | None = None,
@@ -64,7 +61,7 @@ def create(
         group = {"zarr_format": 3, "node_type": "group", "attributes": metadata.write_multiscale(name, planned, kind, extra)}
         access.write_json_bytes(access.join(url, "zarr.json"), group)  # last: what has it is complete
         _register_label(url)
-    forget(url)
+    forget()
     first = planned[0]
     size = (first.shard, first.chunk, len(planned))
     return Volume(

@@ -1,0 +1,55 @@
+"""Networks. No layer looks further than its receptive field (no instance or group statistics), so a tile with enough halo gives
+exactly what the whole plane gives."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al. 2015) in 2D or 3D with batch normalisation and zero padding: the output has the input's size.
+
+    Input (B, in_channels, [Z,] Y, X) float32, each spatial axis a multiple of 2**depth; output (B, classes, [Z,] Y, X) logits."""
+
+    def __init__(self, classes: int, in_channels: int = 1, base: int = 16, depth: int = 3, dims: int = 2):
+        super().__init__()
+        self.config = {"classes": classes, "in_channels": in_channels, "base": base, "depth": depth, "dims": dims}
+        conv, norm, pool = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
+
+        def double(i: int, o: int) -> nn.Sequential:
+            return nn.Sequential(conv(i, o, 3, padding=1, bias=False), norm(o), nn.ReLU(inplace=True), conv(o, o, 3, padding=1, bias=False), norm(o), nn.ReLU(inplace=True))
+
+        widths = [base * 2**i for i in range(depth + 1)]
+        self.down = nn.ModuleList([double(in_channels, widths[0])] + [double(widths[i], widths[i + 1]) for i in range(depth)])
+        self.pool = pool(2)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.reduce = nn.ModuleList([conv(widths[i + 1], widths[i], 1) for i in reversed(range(depth))])
+        self.merge = nn.ModuleList([double(2 * widths[i], widths[i]) for i in reversed(range(depth))])
+        self.head = conv(widths[0], classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for i, block in enumerate(self.down):
+            x = block(x if i == 0 else self.pool(x))  # (B, base * 2**i, Y / 2**i, X / 2**i)
+            skips.append(x)
+        skips.pop()
+        for reduce, merge in zip(self.reduce, self.merge):
+            x = merge(torch.cat([skips.pop(), self.up(reduce(x))], dim=1))
+        return self.head(x)
+
+    @property
+    def stride(self) -> int:
+        return 2 ** self.config["depth"]
+
+    @property
+    def halo(self) -> int:
+        """Voxels around an output voxel that can reach it, rounded up to the stride."""
+        depth = self.config["depth"]
+        convs = sum(2 * 2**i for i in range(depth + 1)) + sum(2 * 2**i for i in range(depth))
+        reach = convs + 2**depth - 1  # pooling windows and nearest upsampling widen it by at most one window of the last level
+        return -(-reach // self.stride) * self.stride
+
+
+#: networks that a native model file may name
+NETWORKS = {"unet": UNet}

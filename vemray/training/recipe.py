@@ -1,0 +1,111 @@
+"""TRAIN.yaml: what `vemray train` reads.
+
+    vemray: 1
+    out: models/mitochondria.vemray
+    classes: [background, mitochondria]
+    volumes:
+      - volume: cell.zarr
+        planes: annotation/            # plane_0010.tif or .png: 0 unlabelled, 1..K the classes
+    settings: {steps: 400}
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+import yaml
+
+from vemray.errors import InputError, RecipeError
+from vemray.models.files import Normalisation
+from vemray.store.volume import open as open_volume
+from vemray.training.train import Settings, Trained, planes_of, train
+
+
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class Annotated(Strict):
+    volume: str
+    planes: str
+
+
+class TrainRecipe(Strict):
+    vemray: Literal[1]
+    out: str
+    classes: list[str]
+    volumes: list[Annotated]
+    settings: Settings = Settings()
+    normalisation: Normalisation = Normalisation()
+    folder: str = pydantic.Field(default="", exclude=True)
+
+    def path(self, p: str) -> str:
+        return p if "://" in p or os.path.isabs(p) else os.path.normpath(os.path.join(self.folder, p))
+
+
+def load(path: str | Path, sets: list[str] | tuple[str, ...] = ()) -> TrainRecipe:
+    """The training recipe at `path`, with 'settings.steps=100'-like overrides. RecipeError."""
+    path = Path(path)
+    try:
+        data: dict[str, Any] = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"there is no training recipe '{path}'.") from None
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{path} is not valid YAML: {e}") from None
+    for s in sets:
+        key, eq, value = s.partition("=")
+        at = data
+        for k in key.split(".")[:-1]:
+            at = at.setdefault(k, {})
+        if not eq or not isinstance(at, dict):
+            raise RecipeError(f"--set {s}: write it as settings.NAME=value")
+        at[key.split(".")[-1]] = yaml.safe_load(value)
+    try:
+        return TrainRecipe(**data, folder=str(path.resolve().parent))
+    except (pydantic.ValidationError, TypeError) as e:
+        p = e.errors()[0] if isinstance(e, pydantic.ValidationError) else {"loc": (), "msg": "it is not a mapping"}
+        raise RecipeError(f"{path}: {'.'.join(map(str, p['loc']))}: {p['msg']}") from None
+
+
+def read_planes(folder: str) -> dict[int, np.ndarray]:
+    """z -> uint8 (Y, X) of the TIFF and PNG files in `folder`; z is the last number in a file's name."""
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no folder of annotated planes '{folder}'.")
+    out: dict[int, np.ndarray] = {}
+    for p in sorted(Path(folder).iterdir()):
+        if p.suffix.lower() not in (".tif", ".tiff", ".png"):
+            continue
+        numbers = re.findall(r"\d+", p.stem)
+        if not numbers:
+            raise InputError(f"{p}: its name must end with the number of its plane, such as plane_0010{p.suffix}.")
+        if p.suffix.lower() == ".png":
+            from PIL import Image
+
+            plane = np.array(Image.open(p))
+        else:
+            import tifffile
+
+            plane = tifffile.imread(p)
+        if plane.ndim != 2 or plane.dtype != np.uint8:
+            raise InputError(f"{p}: a plane of labels is 8 bit grey (Y, X), this is {plane.dtype} {plane.shape}.")
+        out[int(numbers[-1])] = plane
+    if not out:
+        raise InputError(f"'{folder}' holds no TIFF or PNG planes.")
+    return out
+
+
+def run(recipe: TrainRecipe, progress: Callable[[dict], None] = lambda e: None) -> Trained:
+    planes, spacing = [], None
+    for v in recipe.volumes:
+        volume = open_volume(recipe.path(v.volume))
+        if spacing is not None and any(abs(a / b - 1) > 0.05 for a, b in zip(volume.spacing.zyx, spacing.zyx)):
+            raise InputError(f"{v.volume} has voxels of {volume.spacing}, the volume before it {spacing}: train on one voxel size.")
+        spacing = spacing or volume.spacing
+        planes += planes_of(volume, read_planes(recipe.path(v.planes)), recipe.normalisation)
+    return train(planes, recipe.classes, spacing, recipe.path(recipe.out), recipe.settings, recipe.normalisation, progress)
