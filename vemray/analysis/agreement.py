@@ -1,207 +1,179 @@
-"""How well two labellings agree, from the counts of their label pairs (`contingency`: columns `a` predicted, `b` truth, `voxels`).
+"""How well two labellings agree, from the table of how often each pair of labels meets (`contingency`): voxels, objects, partitions.
 
-Label 0 is background. A figure that is not defined (nothing to compare) is None, so that every result can be written as JSON."""
+`a` is the prediction, `b` the truth, 0 is background in both."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
-#: IoU thresholds reported unless others are given
+from vemray.errors import RecipeError
+
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """A contingency table as arrays: `voxels[k]` voxels have label `a[k]` in the prediction and `b[k]` in the truth; and the sizes of all
-    labels of either, background left out."""
+class Overlaps:
+    """The contingency table as arrays. `pairs`: a pyarrow.Table or a mapping with `a`, `b`, `voxels`."""
 
-    a: np.ndarray  # uint64 (pairs,)
-    b: np.ndarray  # uint64 (pairs,)
-    voxels: np.ndarray  # int64 (pairs,)
-    a_labels: np.ndarray  # uint64, ascending
-    a_sizes: np.ndarray  # int64
-    b_labels: np.ndarray
-    b_sizes: np.ndarray
+    def __init__(self, pairs):
+        def column(name):
+            return np.asarray(pairs.column(name).to_numpy() if hasattr(pairs, "column") else pairs[name])
 
-    @classmethod
-    def of(cls, table) -> Overlap:
-        a, b = (table.column(n).to_numpy().astype(np.uint64) for n in "ab")
-        voxels = table.column("voxels").to_numpy().astype(np.int64)
-        return cls(a, b, voxels, *_sizes(a, voxels), *_sizes(b, voxels))
-
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of objects that overlap: places in `a_labels` and `b_labels`, voxels in common, IoU."""
-        both = (self.a > 0) & (self.b > 0)
-        i, j, n = np.searchsorted(self.a_labels, self.a[both]), np.searchsorted(self.b_labels, self.b[both]), self.voxels[both]
-        return i, j, n, n / (self.a_sizes[i] + self.b_sizes[j] - n)
+        self.a, self.b, self.n = column("a").astype(np.uint64), column("b").astype(np.uint64), column("voxels").astype(np.int64)
+        self.labels_a, self.in_a = np.unique(self.a, return_inverse=True)
+        self.labels_b, self.in_b = np.unique(self.b, return_inverse=True)
+        self.size_a = np.bincount(self.in_a, self.n, len(self.labels_a)).astype(np.int64)
+        self.size_b = np.bincount(self.in_b, self.n, len(self.labels_b)).astype(np.int64)
 
 
-def _sizes(labels: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    ids, where = np.unique(labels, return_inverse=True)
-    n = np.zeros(len(ids), np.int64)
-    np.add.at(n, where, voxels)
-    return ids[ids > 0], n[ids > 0]
-
-
-def agreement(table, thresholds: Iterable[float] = THRESHOLDS, ignore_truth: Iterable[int] = (0,)) -> dict:
-    """Every figure of `vemray evaluate`, JSON-able, of a contingency table.
-
-    `voxels`: Dice, IoU, precision, recall of the foreground. `objects`: numbers of objects, and the matching at the first threshold.
-    `matching`: one entry for each threshold (see `matching`). `partition`: adapted Rand error and variation of information, leaving out
-    voxels whose true label is one of `ignore_truth`."""
-    overlap = Overlap.of(table)
-    matched = [matching(overlap, t) for t in thresholds]
-    objects = {"predicted": len(overlap.a_labels), "truth": len(overlap.b_labels), **(matched[0] if matched else {})}
-    partition = {**adapted_rand(overlap, ignore_truth), **variation_of_information(overlap, ignore_truth)}
-    return {"voxels": foreground(overlap), "objects": objects, "partition": partition, "matching": matched}
-
-
-def foreground(overlap: Overlap) -> dict:
-    """Voxels that are some object in both, against those that are one in either."""
-    in_a, in_b = overlap.a > 0, overlap.b > 0
-    a, b, both = (int(overlap.voxels[m].sum()) for m in (in_a, in_b, in_a & in_b))
+def voxels(o: Overlaps) -> dict:
+    """Foreground against foreground: Dice, IoU, precision, recall. Two empty volumes agree (1.0)."""
+    both = int(o.n[(o.a > 0) & (o.b > 0)].sum())
+    a, b = int(o.n[o.a > 0].sum()), int(o.n[o.b > 0].sum())
     return {
-        "dice": _over(2 * both, a + b), "iou": _over(both, a + b - both), "precision": _over(both, a), "recall": _over(both, b),
-        "predicted_voxels": a, "truth_voxels": b,
-    }  # fmt: skip
-
-
-def matching(overlap: Overlap, threshold: float) -> dict:
-    """Objects matched one to one where IoU >= threshold: as many pairs as can be, of these the largest total IoU.
-
-    `threshold`, `matched`, `precision`, `recall`, `f1`; `mean_matched_iou` of the pairs; `panoptic_quality`, sum of their IoU over
-    matched + half of the unmatched (Kirillov et al., CVPR 2019)."""
-    if not 0 < threshold <= 1:
-        from vemray.errors import RecipeError
-
-        raise RecipeError(f"an IoU threshold lies above 0 and at most at 1, not at {threshold}.")
-    iou = matched_pairs(overlap, threshold)[2]
-    n, n_a, n_b = len(iou), len(overlap.a_labels), len(overlap.b_labels)
-    total = float(iou.sum())
-    return {
-        "threshold": float(threshold), "matched": n, "precision": _over(n, n_a), "recall": _over(n, n_b), "f1": _over(2 * n, n_a + n_b),
-        "mean_matched_iou": _over(total, n), "panoptic_quality": _over(2 * total, n_a + n_b),
-    }  # fmt: skip
-
-
-def matched_pairs(overlap: Overlap, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(predicted labels, true labels, IoU) of the matching, by ascending predicted label."""
-    i, j, _, iou = overlap.pairs()
-    good = iou >= threshold
-    i, j, iou = i[good], j[good], iou[good]
-    # an object meets at most 1 / threshold others this well, so groups that compete for partners are small
-    alone = (np.bincount(i, minlength=1)[i] == 1) & (np.bincount(j, minlength=1)[j] == 1)
-    chosen = alone.copy()
-    if not alone.all():
-        chosen[~alone] = _assign(i[~alone], j[~alone], iou[~alone])
-    order = np.argsort(i[chosen], kind="stable")
-    return overlap.a_labels[i[chosen]][order], overlap.b_labels[j[chosen]][order], iou[chosen][order]
-
-
-def _assign(i: np.ndarray, j: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """Which of the candidate pairs a maximum matching of largest total IoU takes, by groups that share objects."""
-    from scipy.optimize import linear_sum_assignment
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    rows, ri = np.unique(i, return_inverse=True)
-    cols, cj = np.unique(j, return_inverse=True)
-    graph = coo_array((np.ones(len(i)), (ri, len(rows) + cj)), shape=(len(rows) + len(cols),) * 2)
-    group = connected_components(graph, directed=False)[1][ri]
-    chosen = np.zeros(len(i), bool)
-    order = np.argsort(group, kind="stable")
-    for k in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-        r, ri_k = np.unique(i[k], return_inverse=True)
-        c, cj_k = np.unique(j[k], return_inverse=True)
-        place = np.full((len(r), len(c)), -1, np.int64)
-        place[ri_k, cj_k] = k
-        # one more pair outweighs any gain of IoU
-        worth = np.where(place >= 0, min(len(r), len(c)) + iou[place], 0.0)
-        taken = place[linear_sum_assignment(worth, maximize=True)]
-        chosen[taken[taken >= 0]] = True
-    return chosen
-
-
-def adapted_rand(overlap: Overlap, ignore_truth: Iterable[int] = (0,)) -> dict:
-    """Adapted Rand error of SNEMI3D (Arganda-Carreras et al., Front Neuroanat 2015), over pairs of voxels that are together: precision is
-    the share of pairs together in the prediction that are so in the truth, recall the other way round; error = 1 - F1.
-
-    The error equals scikit-image's; precision and recall are as defined here (scikit-image 0.25 returns them the other way round)."""
-    a, b, n = _kept(overlap, ignore_truth)
-    total = int(n.sum())
-    together, in_a, in_b = (_squares(v) - total for v in (n, _by(a, n), _by(b, n)))
-    f1 = _over(2 * together, in_a + in_b)
-    return {
-        "adapted_rand_error": None if f1 is None else 1 - f1,
-        "adapted_rand_precision": _over(together, in_a),
-        "adapted_rand_recall": _over(together, in_b),
+        "dice": 2 * both / (a + b) if a + b else 1.0,
+        "iou": both / (a + b - both) if a + b else 1.0,
+        "precision": both / a if a else float(b == 0),
+        "recall": both / b if b else float(a == 0),
+        "predicted_voxels": a,
+        "true_voxels": b,
     }
 
 
-def variation_of_information(overlap: Overlap, ignore_truth: Iterable[int] = (0,)) -> dict:
-    """Variation of information in bits (Meila, J Multivar Anal 2007): `voi_split` = H(prediction | truth), grows as true objects are cut;
-    `voi_merge` = H(truth | prediction), grows as they are joined. Equals scikit-image's with `ignore_labels=ignore_truth`."""
-    a, b, n = _kept(overlap, ignore_truth)
+def matches(o: Overlaps) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(index into labels_a, index into labels_b, IoU) of every pair of objects that overlap."""
+    at = (o.a > 0) & (o.b > 0)
+    i, j, n = o.in_a[at], o.in_b[at], o.n[at]
+    return i, j, n / (o.size_a[i] + o.size_b[j] - n)
+
+
+def matched(o: Overlaps, threshold: float) -> np.ndarray:
+    """IoUs of the best one-to-one matching of objects whose IoU reaches `threshold`: as many pairs as possible, of these the largest sum of
+    IoU. From 0.5 on a pair is unique, so no search is needed."""
+    i, j, iou = matches(o)
+    good = iou > 0.5 if threshold == 0.5 else iou >= threshold
+    if threshold >= 0.5:
+        return iou[good]
+    i, j, iou = i[good], j[good], iou[good]
+    if not len(iou):
+        return iou
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rows, ii = np.unique(i, return_inverse=True)
+    cols, jj = np.unique(j, return_inverse=True)
+    size = len(rows) + len(cols)
+    _, part = connected_components(coo_matrix((np.ones(len(ii)), (ii, jj + len(rows))), shape=(size, size)), directed=False)
+    from scipy.optimize import linear_sum_assignment
+
+    order = np.argsort(part[ii], kind="stable")
+    out = []
+    for group in np.split(order, np.flatnonzero(np.diff(part[ii][order])) + 1):  # small groups, not one matrix of all objects
+        r, ri = np.unique(ii[group], return_inverse=True)
+        c, ci = np.unique(jj[group], return_inverse=True)
+        gain = np.zeros((len(r), len(c)))
+        gain[ri, ci] = 1000.0 + iou[group]  # first the number of pairs, then their IoU
+        a, b = linear_sum_assignment(gain, maximize=True)
+        out.append(gain[a, b][gain[a, b] > 0] - 1000.0)
+    return np.concatenate(out)
+
+
+def objects(o: Overlaps, thresholds: Iterable[float] = THRESHOLDS) -> list[dict]:
+    """Precision, recall, F1 of objects matched one to one, mean IoU of the matched, panoptic quality; a row for each threshold. A pair
+    counts when its IoU reaches the threshold (at 0.5: exceeds it, so that it is unique; Kirillov et al. 2019)."""
+    na, nb = int((o.labels_a > 0).sum()), int((o.labels_b > 0).sum())
+    rows = []
+    for t in thresholds:
+        if not 0 < t <= 1:
+            raise RecipeError(f"an IoU threshold lies above 0 and at most at 1, not at {t}.")
+        iou = matched(o, t)
+        tp = len(iou)
+        f1 = 2 * tp / (na + nb) if na + nb else 1.0
+        mean = float(iou.mean()) if tp else float(na + nb == 0)
+        rows.append({
+            "iou": t, "precision": tp / na if na else float(nb == 0), "recall": tp / nb if nb else float(na == 0), "f1": f1,
+            "mean_iou": mean, "panoptic_quality": mean * f1, "matched": tp, "predicted": na, "true": nb,
+        })  # fmt: skip
+    return rows
+
+
+def adapted_rand(o: Overlaps, ignore_truth: Iterable[int] = (0,)) -> dict:
+    """Adapted Rand error, precision and recall over voxels whose true label is none of `ignore_truth` (Arganda-Carreras et al., Front
+    Neuroanat 2015). Of all pairs of voxels together in the prediction, precision is the share that is together in the truth; recall the
+    other way round. The error equals scikit-image's; some versions of it give precision and recall the other way round."""
+    n, in_a, in_b = _kept(o, ignore_truth)
+    total = int(n.sum())
+    both, pairs_a, pairs_b = (_squares(v) - total for v in (n, _sizes(in_a, n), _sizes(in_b, n)))
+    return {
+        "error": 1 - 2 * both / (pairs_a + pairs_b) if pairs_a + pairs_b else 0.0,
+        "precision": both / pairs_a if pairs_a else 1.0,
+        "recall": both / pairs_b if pairs_b else 1.0,
+    }
+
+
+def variation_of_information(o: Overlaps, ignore_truth: Iterable[int] = ()) -> dict:
+    """Conditional entropies in bits: `split` = H(a | b), the truth broken up; `merge` = H(b | a), truths run together (Meila 2007; as
+    scikit-image). Voxels whose true label is one of `ignore_truth` are left out."""
+    n, in_a, in_b = _kept(o, ignore_truth)
     total = float(n.sum())
     if not total:
-        return {"voi_split": None, "voi_merge": None, "voi": None}
-    joint, h_a, h_b = (_entropy(v / total) for v in (n, _by(a, n), _by(b, n)))
-    split, merge = max(0.0, joint - h_b), max(0.0, joint - h_a)
-    return {"voi_split": split, "voi_merge": merge, "voi": split + merge}
+        return {"split": 0.0, "merge": 0.0, "sum": 0.0}
+    split, merge = (float((n / total * np.log2(_sizes(side, n)[side] / n)).sum()) for side in (in_b, in_a))
+    return {"split": split, "merge": merge, "sum": split + merge}
 
 
-def agreement_tables(table) -> dict:
-    """Two pyarrow tables, `predicted` and `truth`, one row for each object of that side: `label`, `voxels`, `partner` (the object of the
-    other side with the largest IoU, the lowest label of equal ones; 0 without any overlap), `iou`, `shared_voxels` with that partner,
-    `partners` (objects of the other side that overlap), `background_voxels` (that are background on the other side)."""
-    import pyarrow as pa
-
-    overlap = Overlap.of(table)
-    i, j, n, iou = overlap.pairs()
-    out = {}
-    for name, mine, its, labels, sizes, others, from_, to in (
-        ("predicted", i, j, overlap.a_labels, overlap.a_sizes, overlap.b_labels, overlap.a, overlap.b),
-        ("truth", j, i, overlap.b_labels, overlap.b_sizes, overlap.a_labels, overlap.b, overlap.a),
-    ):
-        order = np.lexsort((its, -iou, mine))
-        first = order[np.flatnonzero(np.diff(mine[order], prepend=-1))]
-        partner, best, shared = np.zeros(len(labels), np.uint64), np.zeros(len(labels)), np.zeros(len(labels), np.int64)
-        partner[mine[first]], best[mine[first]], shared[mine[first]] = others[its[first]], iou[first], n[first]
-        outside = np.zeros(len(labels), np.int64)
-        alone = (from_ > 0) & (to == 0)
-        outside[np.searchsorted(labels, from_[alone])] = overlap.voxels[alone]
-        columns = {"label": labels, "voxels": sizes, "partner": partner, "iou": best, "shared_voxels": shared}
-        out[name] = pa.table({**columns, "partners": np.bincount(mine, minlength=len(labels)).astype(np.int64), "background_voxels": outside})
-    return out
+def _kept(o: Overlaps, ignore_truth: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    at = ~np.isin(o.b, np.array(list(ignore_truth), np.uint64))
+    return o.n[at], o.in_a[at], o.in_b[at]
 
 
-def _kept(overlap: Overlap, ignore_truth: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    keep = ~np.isin(overlap.b, np.array(list(ignore_truth), np.uint64))
-    return overlap.a[keep], overlap.b[keep], overlap.voxels[keep]
-
-
-def _by(labels: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Voxels of each label."""
-    where = np.unique(labels, return_inverse=True)[1]
+def _sizes(where: np.ndarray, n: np.ndarray) -> np.ndarray:
     out = np.zeros(int(where.max(initial=-1)) + 1, np.int64)
-    np.add.at(out, where, voxels)
+    np.add.at(out, where, n)
     return out
 
 
 def _squares(n: np.ndarray) -> int:
     """Sum of squares as a Python integer: squared voxel counts of a whole cell overflow 64 bits."""
-    small = n < 1 << 20  # their squares add up within 64 bits, over up to 2^23 of them at once
+    small = n < 1 << 20  # the squares of 2^22 of them add up within 64 bits
     total = sum(int(np.square(part).sum()) for part in np.array_split(n[small], 1 + len(n) // (1 << 22)))
     return total + sum(int(v) ** 2 for v in n[~small])
 
 
-def _entropy(p: np.ndarray) -> float:
-    p = p[p > 0]
-    return float(-(p * np.log2(p)).sum())
+def agreement(pairs, thresholds: Iterable[float] = THRESHOLDS, ignore_truth: Iterable[int] = (0,)) -> dict:
+    """Everything above as one dict of plain numbers: `voxels`, `objects` (rows by IoU threshold), `adapted_rand` and
+    `variation_of_information` (both over voxels whose true label is none of `ignore_truth`)."""
+    o = Overlaps(pairs)
+    return {
+        "voxels": voxels(o),
+        "objects": objects(o, thresholds),
+        "adapted_rand": adapted_rand(o, ignore_truth),
+        "variation_of_information": variation_of_information(o, ignore_truth),
+    }
 
 
-def _over(a: float, b: float) -> float | None:
-    return a / b if b else None
+def agreement_tables(pairs) -> dict:
+    """Two pyarrow tables, `predicted` and `truth`, one row for each object of that side: `label`, `voxels`, `partner` (the object of the
+    other side with the largest IoU, the lowest label of equal ones; 0 without any overlap), `iou`, `shared_voxels` with that partner,
+    `partners` (objects of the other side that overlap), `background_voxels` (that are background on the other side)."""
+    import pyarrow as pa
+
+    o = Overlaps(pairs)
+    i, j, iou = matches(o)
+    shared = o.n[(o.a > 0) & (o.b > 0)]
+    out = {}
+    for name, mine, its, labels, sizes, others, side, alone in (
+        ("predicted", i, j, o.labels_a, o.size_a, o.labels_b, o.in_a, o.b == 0),
+        ("truth", j, i, o.labels_b, o.size_b, o.labels_a, o.in_b, o.a == 0),
+    ):
+        order = np.lexsort((its, -iou, mine))
+        first = order[np.flatnonzero(np.diff(mine[order], prepend=-1))]
+        at = mine[first]
+        columns = {"label": labels, "voxels": sizes, "partner": np.zeros(len(labels), np.uint64), "iou": np.zeros(len(labels))}
+        columns |= {k: np.zeros(len(labels), np.int64) for k in ("shared_voxels", "partners", "background_voxels")}
+        columns["partner"][at], columns["iou"][at], columns["shared_voxels"][at] = others[its[first]], iou[first], shared[first]
+        np.add.at(columns["partners"], mine, 1)
+        np.add.at(columns["background_voxels"], side[alone], o.n[alone])
+        out[name] = pa.table({k: v[labels > 0] for k, v in columns.items()})
+    return out

@@ -21,14 +21,17 @@ def parse(where: str) -> ast.expr:
         tree = ast.parse(where.strip(), mode="eval").body
     except SyntaxError as e:
         raise RecipeError(f"the condition '{where}' cannot be read: {e.msg} at character {e.offset}.") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise RecipeError(f"the condition '{where[:200]}' cannot be read.") from None
     _check(tree, where)
     return tree
 
 
 def _check(node: ast.AST, where: str) -> None:
-    allowed = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Compare, ast.Name, ast.Load, ast.Constant, *_COMPARE, *_ARITHMETIC)
+    logic = (ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Compare)
     for part in ast.walk(node):
-        if not isinstance(part, allowed) or (isinstance(part, ast.Constant) and not isinstance(part.value, int | float)):
+        known = isinstance(part, (*logic, *_COMPARE, *_ARITHMETIC, ast.Name, ast.Load, ast.Constant))
+        if not known or (isinstance(part, ast.Constant) and not isinstance(part.value, int | float)):
             said = ast.unparse(part) if isinstance(part, ast.expr) else type(part).__name__
             raise RecipeError(f"the condition '{where}' may hold column names, numbers, comparisons, and, or, not, + - * /, not '{said}'.")
 
@@ -55,15 +58,19 @@ def evaluate(where: str, table) -> np.ndarray:
             case ast.UnaryOp(op=ast.Not()):
                 return ~_truth(value(node.operand), node)
             case ast.UnaryOp():
-                return -value(node.operand)
+                return -number(node.operand)
             case ast.BinOp():
-                return _ARITHMETIC[type(node.op)](value(node.left), value(node.right))
+                return _ARITHMETIC[type(node.op)](number(node.left), number(node.right))
             case ast.BoolOp():
                 parts = [_truth(value(v), v) for v in node.values]
                 return np.logical_and.reduce(parts) if isinstance(node.op, ast.And) else np.logical_or.reduce(parts)
             case ast.Compare():
                 terms = [value(v) for v in (node.left, *node.comparators)]
                 return np.logical_and.reduce([_COMPARE[type(o)](a, b) for o, a, b in zip(node.ops, terms, terms[1:])])
+
+    def number(node):
+        """A value to calculate with: float, since differences of unsigned columns would wrap around."""
+        return np.asarray(value(node), float)
 
     def _truth(v, node):
         if np.asarray(v).dtype != np.bool_:

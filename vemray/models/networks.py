@@ -6,19 +6,29 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vemray.errors import ModelError
+
 
 class UNet(nn.Module):
     """U-Net (Ronneberger et al. 2015) in 2D or 3D with batch normalisation and zero padding: the output has the input's size.
 
-    Input (B, in_channels, [Z,] Y, X) float32, each spatial axis a multiple of 2**depth; output (B, classes, [Z,] Y, X) logits."""
+    Input (B, in_channels, [Z,] Y, X) float32, each spatial axis a multiple of `stride`; output (B, classes, [Z,] Y, X) logits."""
 
     def __init__(self, classes: int, in_channels: int = 1, base: int = 16, depth: int = 3, dims: int = 2):
         super().__init__()
+        for name, value, most in (("classes", classes, 256), ("in_channels", in_channels, 256), ("base", base, 512), ("depth", depth, 7)):
+            if not (isinstance(value, int) and 1 <= value <= most):
+                raise ModelError(f"a U-Net's {name} is a whole number from 1 to {most}, not {value!r}.")
+        if dims not in (2, 3):
+            raise ModelError(f"a U-Net has 2 or 3 dimensions, not {dims!r}.")
         self.config = {"classes": classes, "in_channels": in_channels, "base": base, "depth": depth, "dims": dims}
         conv, norm, pool = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d)
 
         def double(i: int, o: int) -> nn.Sequential:
-            return nn.Sequential(conv(i, o, 3, padding=1, bias=False), norm(o), nn.ReLU(inplace=True), conv(o, o, 3, padding=1, bias=False), norm(o), nn.ReLU(inplace=True))
+            return nn.Sequential(
+                conv(i, o, 3, padding=1, bias=False), norm(o), nn.ReLU(inplace=True),
+                conv(o, o, 3, padding=1, bias=False), norm(o), nn.ReLU(inplace=True),
+            )  # fmt: skip
 
         widths = [base * 2**i for i in range(depth + 1)]
         self.down = nn.ModuleList([double(in_channels, widths[0])] + [double(widths[i], widths[i + 1]) for i in range(depth)])
@@ -50,6 +60,28 @@ class UNet(nn.Module):
         reach = convs + 2**depth - 1  # pooling windows and nearest upsampling widen it by at most one window of the last level
         return -(-reach // self.stride) * self.stride
 
+    @property
+    def memory(self) -> float:
+        """Bytes of activations for each voxel of the input while predicting: in the last level the skip, the upsampled, both joined, and
+        what the convolution needs, 4 bytes a channel."""
+        return 4.0 * (7 * self.config["base"] + 3 * self.config["classes"] + self.config["in_channels"])
+
 
 #: networks that a native model file may name
 NETWORKS = {"unet": UNet}
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """The same network for prediction: each batch normalisation, a fixed scale and shift by then, is folded into the convolution before it."""
+    for sequence in [m for m in module.modules() if isinstance(m, nn.Sequential)]:
+        layers, out = list(sequence), []
+        for layer in layers:
+            if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d) and out and isinstance(out[-1], nn.Conv2d | nn.Conv3d):
+                out[-1] = nn.utils.fuse_conv_bn_eval(out[-1], layer)
+            else:
+                out.append(layer)
+        for name in list(sequence._modules):
+            del sequence._modules[name]
+        for i, layer in enumerate(out):
+            sequence.add_module(str(i), layer)
+    return module

@@ -114,7 +114,8 @@ class RescaleBetween(Filter):
         return image.like(self.dtype, "image")
 
     def memory(self, image: ArraySpec) -> float:
-        return np.dtype(self.dtype).itemsize + 1
+        # a plane at a time in float64; ops/smooth.py's `planes` says how thin a block may be
+        return np.dtype(self.dtype).itemsize + 1 + 24 / max(1, min(16, image.shape[0]))
 
     def levels(self, histogram: dict[str, Any] | None) -> tuple[float, float]:
         """Grey values that become 0 and the top."""

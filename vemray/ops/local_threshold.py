@@ -17,7 +17,7 @@ from vemray.errors import RecipeError
 from vemray.geometry import Int3, Spacing
 from vemray.ops.base import ArraySpec, Filter, Port, Site, register
 from vemray.ops.intensity import GREY
-from vemray.ops.smooth import gaussian, gaussian_radius, reflections
+from vemray.ops.smooth import gaussian, gaussian_memory, gaussian_radius, planes, reflections
 
 
 @register("local_threshold")
@@ -52,8 +52,9 @@ class LocalThreshold(Filter):
         return image.like(np.bool_, "mask")
 
     def memory(self, image: ArraySpec) -> float:
-        # the result, and the local mean (float32) or sum; sums of 16-bit images and float means are of 8 bytes
-        return 1 + (4 if self.method == "gaussian" else 8) + 2
+        # the result; the local mean (float32) or sum (8 bytes), with a plane on the way; the comparison of a plane in float64
+        mean = gaussian_memory(image) if self.method == "gaussian" else 8 + 8 / planes(image) + (4 if image.dtype == "float16" else 0)
+        return 1.5 + mean + 24 / planes(image)
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         spec = site.inputs[0]

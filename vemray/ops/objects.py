@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+from numba import njit
 from pydantic import Field
 
 from vemray.analysis import features
-from vemray.errors import RecipeError
+from vemray.errors import RecipeError, nearest
 from vemray.ops.base import Analysis, ArraySpec, Composite, Filter, Port, Site, Step, register
 from vemray.ops.measure import MeasureObjects
 
@@ -56,28 +57,50 @@ class Relabel(Filter):
     def output(self, labels: ArraySpec) -> ArraySpec:
         return labels.like(np.uint64, "labels")
 
+    def check(self, labels: ArraySpec) -> None:
+        if np.dtype(labels.dtype).kind != "u":
+            raise RecipeError(f"'relabel' takes labels of an unsigned integer type, not {labels.dtype}.")
+
     def memory(self, labels: ArraySpec) -> float:
-        return 40
+        return 9
 
     def __call__(self, labels: np.ndarray, table, *, site: Site) -> np.ndarray:
-        import fastremap
-
-        for name in (self.label_column, self.new_column):
-            if name not in table.column_names:
-                raise RecipeError(f"the table has no column '{name}': it has {', '.join(table.column_names)}.")
-        old = table.column(self.label_column).to_numpy().astype(np.uint64)
-        new = table.column(self.new_column).to_numpy().astype(np.uint64)
+        old, new = (self._whole(table, name) for name in (self.label_column, self.new_column))
         order = np.argsort(old, kind="stable")
         old, new = old[order], new[order]
-        local, mapping = fastremap.renumber(np.array(labels, np.uint64), preserve_zero=True, in_place=True)
-        here = np.zeros(max(mapping.values(), default=0) + 1, np.uint64)
-        for label, i in mapping.items():
-            here[i] = label
-        lut = np.zeros(len(here), np.uint64)
-        if len(old):
-            at = np.minimum(np.searchsorted(old, here), len(old) - 1)
-            lut = np.where((old[at] == here) & (here > 0), new[at], 0).astype(np.uint64)
-        return lut[local]
+        twice = old[1:] == old[:-1]
+        if (new[1:] != new[:-1])[twice].any():
+            one = old[1:][twice & (new[1:] != new[:-1])][0]
+            raise RecipeError(f"the table gives label {one} of column '{self.label_column}' two different values of '{self.new_column}'.")
+        return _relabelled(labels, old, new)
+
+    def _whole(self, table, name: str) -> np.ndarray:
+        """A column as uint64."""
+        if name not in table.column_names:
+            raise RecipeError(f"the table has no column '{name}'.{nearest(name, table.column_names)} It has {', '.join(table.column_names)}.")
+        column = table.column(name)
+        values = column.to_numpy()
+        if column.null_count or values.dtype.kind not in "uif" or (values < 0).any() or (values.dtype.kind == "f" and (values != np.floor(values)).any()):
+            raise RecipeError(f"column '{name}' of the table must hold whole numbers from 0, in every row, to be used as labels.")
+        return values.astype(np.uint64)
+
+
+@njit(cache=True, nogil=True)
+def _relabelled(labels, old, new):
+    """Each run looked up once, by bisection in the sorted `old`."""
+    out = np.zeros(labels.shape, np.uint64)
+    last_key, last = np.uint64(0), np.uint64(0)
+    for z in range(labels.shape[0]):
+        for y in range(labels.shape[1]):
+            for x in range(labels.shape[2]):
+                key = np.uint64(labels[z, y, x])
+                if key == 0:
+                    continue
+                if key != last_key:
+                    at = np.searchsorted(old, key)
+                    last_key, last = key, new[at] if at < len(old) and old[at] == key else np.uint64(0)
+                out[z, y, x] = last
+    return out
 
 
 @register("filter_objects")
@@ -98,14 +121,13 @@ class FilterObjects(Composite):
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         known = MeasureObjects.column_names("image" in inputs)
-        for name in features.columns(self.where):
+        names = features.columns(self.where)
+        for name in sorted(names):
             if name not in known:
-                from vemray.errors import nearest
-
                 hint = " Give an image." if name.startswith("intensity_") and "image" not in inputs else nearest(name, known)
                 raise RecipeError(f"the condition '{self.where}' names '{name}', which is not measured.{hint} There are: {', '.join(known)}.")
         return [
-            Step(".measure", MeasureObjects(), inputs),
+            Step(".measure", MeasureObjects(), inputs if any(n.startswith("intensity_") for n in names) else {"labels": inputs["labels"]}),
             Step(".select", SelectObjects(self.where, self.largest), {"table": ".measure"}),
             Step("", Relabel(), {"labels": inputs["labels"], "table": ".select"}),
         ]

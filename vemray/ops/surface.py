@@ -44,3 +44,17 @@ def surface_area(pairs: np.ndarray, spacing: tuple[float, float, float]) -> np.n
     for k in range(13):
         out += pairs[:, k] * w[k]
     return out
+
+
+def plane_bias(spacing: tuple[float, float, float]) -> tuple[float, float]:
+    """Smallest and largest relative error of the area of a plane, over all its orientations: 2 sum_k c_k |n . d_k| / |d_k| - 1. Closed surfaces
+    average over orientations; a flat one does not."""
+    vectors = DIRECTIONS * np.array(spacing)
+    lengths = np.linalg.norm(vectors, axis=1)
+    share = weights(tuple(spacing)) * lengths / (2 * np.prod(spacing))
+    i = np.arange(20_000) + 0.5  # normals spread evenly on the half sphere (Fibonacci), and the axes and directions themselves
+    z, angle = i / len(i), np.pi * (1 + 5**0.5) * i
+    ring = np.sqrt(1 - z * z)
+    normals = np.concatenate([np.stack([z, ring * np.sin(angle), ring * np.cos(angle)], 1), np.eye(3), vectors / lengths[:, None]])
+    ratio = 2 * np.abs(normals @ (vectors / lengths[:, None]).T) @ share
+    return float(ratio.min() - 1), float(ratio.max() - 1)

@@ -101,7 +101,7 @@ class Threshold(Composite):
     method: Annotated[Literal["value", "otsu", "percentile"], Field(description="where the threshold comes from")] = "value"
     value: Annotated[float | None, Field(description="for 'value': lower bound, included; 0..1 on a probability, grey value otherwise")] = None
     upper: Annotated[float | None, Field(description="for 'value': upper bound, included")] = None
-    percent: Annotated[float | None, Field(ge=0, le=100, description="for 'percentile': per cent of all voxels that lie at or below the threshold")] = None
+    percent: Annotated[float | None, Field(ge=0, le=100, description="for 'percentile': per cent of all voxels at or below the threshold")] = None
     above: Annotated[bool, Field(description="for 'otsu' and 'percentile': keep what is above the threshold, else what is not")] = True
 
     @classmethod

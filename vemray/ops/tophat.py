@@ -6,7 +6,7 @@ IEEE TIP 2008), and the minimum over a disc of the ball serves the two planes at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -16,15 +16,17 @@ from pydantic import Field
 from vemray.geometry import Box, Int3, Spacing
 from vemray.ops.base import ArraySpec, Filter, Port, Site, register
 from vemray.ops.intensity import GREY
-from vemray.ops.smooth import ball_radius
+from vemray.ops.smooth import ball_radius, planes
 
 
 @register("white_tophat")
 @dataclass(frozen=True)
 class WhiteTophat(Filter):
-    """The image minus its opening by a ball: keeps bright particles that the ball does not fit into. Keeps the type of the image.
-    The ball holds the voxels whose centres lie within `radius_nm`. What lies outside the volume counts neither as bright nor as dark
-    (infinitely bright for the erosion, infinitely dark for the dilation), so that the volume's edge makes no particles."""
+    """The image minus its opening by a ball: keeps bright particles that the ball does not fit into.
+
+    Keeps the type of the image; signed integers become unsigned of the same size, which holds every difference. The ball holds the
+    voxels whose centres lie within `radius_nm`. What lies outside the volume counts neither as bright nor as dark (infinitely bright for
+    the erosion, infinitely dark for the dilation), so that the volume's edge makes no particles. Floating-point images must be free of NaN."""
 
     serves = "step 13: bright particles preserved, background removed"
     ports = (Port("image", GREY),)
@@ -39,19 +41,25 @@ class WhiteTophat(Filter):
         return tuple(2 * r for r in ball_radius(self.radius_nm, spacing))
 
     def output(self, image: ArraySpec) -> ArraySpec:
-        return image
+        dtype = np.dtype(image.dtype)
+        return image.like(f"uint{8 * dtype.itemsize}" if dtype.kind == "i" else dtype)
 
     def memory(self, image: ArraySpec) -> float:
-        return 3 * np.dtype(image.dtype).itemsize + 1
+        # erosion and opening, both of the image's type, and minima of one plane for each length of chord
+        size = 4 if image.dtype == "float16" else np.dtype(image.dtype).itemsize
+        lengths = len(np.unique(_half_lengths(self.radius_nm, image.spacing)))
+        return size * (2.2 + lengths / planes(image)) + (4 + 2 if image.dtype == "float16" else 0) + 0.5
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         if image.dtype == np.float16:  # numba knows no float16; float32 holds every value and difference rounds once, on the way back
-            return self(image.astype(np.float32), site=site).astype(np.float16)
+            spec = site.inputs[0].like(np.float32)
+            return self(image.astype(np.float32), site=replace(site, inputs=(spec,))).astype(np.float16)
         radius = ball_radius(self.radius_nm, site.spacing)
         around = site.write.grow(radius).clip(site.shape)
         low = extremum(image, site.read, around, self.radius_nm, site.spacing)
         opened = extremum(_flip(low), around, site.write, self.radius_nm, site.spacing)
-        return np.subtract(image[site.crop], _flip(opened), out=opened)
+        out = np.subtract(image[site.crop], _flip(opened), out=opened)
+        return out.view(self.output(site.inputs[0]).dtype)  # of signed values modulo 2^bits, which is the difference as unsigned
 
 
 def _flip(array: np.ndarray) -> np.ndarray:

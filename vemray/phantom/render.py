@@ -1,0 +1,44 @@
+"""Any box of a scene, and the table of its objects."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vemray.geometry import Box
+from vemray.phantom import kernels
+from vemray.phantom.scene import Scene, cell_distance, nucleus_distance
+
+#: standard deviation of the noise at grey 160; sets the contrast-to-noise ratio to that of the real volume (docs/phantom.md)
+NOISE = 4.4
+
+
+def render(scene: Scene, box: Box) -> dict[str, np.ndarray]:
+    """`em` uint8, `cell` bool, `nucleus` bool, `mitochondria` uint64 over `box` (voxels, ZYX). A voxel belongs to the structure its centre is in."""
+    shape = box.shape
+    em, cell, nucleus, mito = np.zeros(shape, np.uint8), np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.uint64)
+    kernels.render(
+        np.array(box.start, np.int64), shape, np.array(scene.spacing.zyx), scene.centre, scene.half_axes, scene.waves_cell, scene.lobes, scene.waves_nucleus,
+        scene.nucleoli, scene.segments, scene.spheres, scene.waves_er, scene.seed * 1000, NOISE, em, cell, nucleus, mito,
+    )  # fmt: skip
+    return {"em": em, "cell": cell, "nucleus": nucleus, "mitochondria": mito}
+
+
+def truth_table(scene: Scene):
+    """pyarrow.Table, a row for each object: class, label, centre (nm), radius, length, the label it touches, distances to the membranes."""
+    import pyarrow as pa
+
+    rows = [{"class": "nucleus", "label": 1, "centre": scene.lobes[0, :3], "radius_nm": scene.lobes[0, 3], "length_nm": 0.0, "touches": 0}]
+    partner = dict([*((b, a) for a, b in scene.touching), *((a, b) for a, b in scene.touching)])
+    for label in np.unique(scene.segments[:, 7]).astype(int):
+        s = scene.segments[scene.segments[:, 7] == label]
+        line = np.concatenate([s[:, :3], s[-1:, 3:6]])
+        rows.append({"class": "mitochondrion", "label": int(label), "centre": line.mean(0), "radius_nm": s[0, 6], "length_nm": float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()), "touches": partner.get(int(label), 0)})
+    for i, s in enumerate(scene.spheres):
+        rows.append({"class": "lysosome" if s[4] == 0 else "vesicle", "label": i + 1, "centre": s[:3], "radius_nm": s[3], "length_nm": 0.0, "touches": 0})
+    centres = np.array([r.pop("centre") for r in rows])
+    table = {k: [r[k] for r in rows] for k in rows[0]}
+    for i, a in enumerate("zyx"):
+        table[f"centre_{a}_nm"] = centres[:, i] + scene.centre[i]
+    table["to_plasma_membrane_nm"] = -cell_distance(centres, scene.half_axes, scene.waves_cell)
+    table["to_nucleus_nm"] = nucleus_distance(centres, scene.lobes, scene.waves_nucleus)
+    return pa.table(table)
