@@ -58,8 +58,8 @@ class MeasureObjects(Measure):
         return Objects.none().table((1, 1, 1), Spacing(1, 1, 1), image).column_names
 
     def memory(self, labels: ArraySpec, image: ArraySpec | None = None) -> float:
-        # two planes of runs, planes of the block's outside, and half a kilobyte a label: blocks of objects of 50 voxels each
-        return 14 + 90 / min(max(labels.shape[0], 1), 32)
+        # two planes of runs, planes of the block's outside, and 1.3 kilobytes a label: room for blocks of objects of 80 voxels each
+        return 16 + 90 / min(max(labels.shape[0], 1), 32)
 
     def measure(self, labels: np.ndarray, image: np.ndarray | None = None, *, site: Site) -> Objects:
         return self._objects(labels, image, site, True)

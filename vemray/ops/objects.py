@@ -19,7 +19,8 @@ from vemray.ops.measure import MeasureObjects
 @register("select_objects", hidden=True)
 @dataclass(frozen=True)
 class SelectObjects(Analysis):
-    """Rows of a table of objects for which a condition holds, numbered 1..M in their order: columns `label`, `new_label`."""
+    """Rows of a table of objects for which a condition holds, numbered 1..M by their first voxels (of a table without `first_voxel`: by
+    label): columns `label`, `new_label`, by label. Labels that are canonical already keep their order."""
 
     where: Annotated[str, Field(description="condition on the table's columns")] = "volume_voxels > 0"
     largest: Annotated[int | None, Field(gt=0, description="of these keep only the so many largest")] = None
@@ -34,13 +35,17 @@ class SelectObjects(Analysis):
         keep = features.evaluate(self.where, table)
         label = table.column("label").to_numpy()
         if self.largest is not None and keep.sum() > self.largest:
-            size = table.column("volume_voxels").to_numpy()
+            size = table.column("volume_voxels").to_numpy().astype(np.int64)
             order = np.lexsort((label, -size))  # of equal ones the first
             chosen = order[keep[order]][: self.largest]
             keep = np.zeros_like(keep)
             keep[chosen] = True
         kept = label[keep]
-        return pa.table({"label": kept, "new_label": np.arange(1, len(kept) + 1, dtype=np.uint64)})
+        new = np.empty(len(kept), np.uint64)
+        first = table.column("first_voxel").to_numpy()[keep] if "first_voxel" in table.column_names else kept
+        new[np.argsort(first, kind="stable")] = np.arange(1, len(kept) + 1, dtype=np.uint64)
+        order = np.argsort(kept, kind="stable")
+        return pa.table({"label": kept[order], "new_label": new[order]})
 
 
 @register("relabel")
@@ -80,7 +85,7 @@ class Relabel(Filter):
             raise RecipeError(f"the table has no column '{name}'.{nearest(name, table.column_names)} It has {', '.join(table.column_names)}.")
         column = table.column(name)
         values = column.to_numpy()
-        if column.null_count or values.dtype.kind not in "uif" or (values < 0).any() or (values.dtype.kind == "f" and (values != np.floor(values)).any()):
+        if column.null_count or values.dtype.kind not in "uif" or not ((values >= 0) & (values == np.floor(values))).all():
             raise RecipeError(f"column '{name}' of the table must hold whole numbers from 0, in every row, to be used as labels.")
         return values.astype(np.uint64)
 
