@@ -53,7 +53,9 @@ def distance(folder: Path, n: int, repeats: int):
 
 def watershed(folder: Path, n: int, repeats: int):
     v = prepare(folder, n)
-    r = interleaved({"skimage": side("skimage_watershed", v), "vemray": side("watershed_markers", v, folder / "watershed")}, 1 if n > 256 else repeats)
+    r = interleaved(
+        {"skimage": side("skimage_watershed", v), "vemray": side("watershed_markers", v, folder / "watershed")}, 1 if n > 256 else repeats
+    )
     yield "watershed from markers", n, "voxels per CPU s / scikit-image's", r["skimage"].cpu / r["vemray"].cpu, ">= 5", r["vemray"]
 
 
@@ -66,7 +68,14 @@ def watershed_h(folder: Path, n: int, repeats: int):
 def inference(folder: Path, n: int, repeats: int):
     v = prepare(folder, min(n, 512))
     r = interleaved({"forward": side("forward", v), "vemray": side("infer", v, folder / "infer")}, repeats)
-    yield "inference from a folder", min(n, 512), "output voxels per CPU s / bare forward's", (r["vemray"].said["voxels"] / r["vemray"].cpu) / (r["forward"].said["voxels"] / r["forward"].cpu), ">= 0.85", r["vemray"]
+    yield (
+        "inference from a folder",
+        min(n, 512),
+        "output voxels per CPU s / bare forward's",
+        (r["vemray"].said["voxels"] / r["vemray"].cpu) / (r["forward"].said["voxels"] / r["forward"].cpu),
+        ">= 0.85",
+        r["vemray"],
+    )
 
 
 WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, inference)}
@@ -91,4 +100,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

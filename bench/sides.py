@@ -64,7 +64,13 @@ def _run(volume: str, array: str, kind: str, steps: dict, outputs: list[str], ou
     facts = clock.read()
     size = int(np.prod(src["v"].volume.shape))
     peak = max(s["peak_bytes"] for s in r.run["stages"])
-    return {**facts, "voxels": size, "task_peak_gb": round(peak / 1e9, 3), "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3), "results": r}
+    return {
+        **facts,
+        "voxels": size,
+        "task_peak_gb": round(peak / 1e9, 3),
+        "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3),
+        "results": r,
+    }
 
 
 def _runner(name: str, workers: int):
@@ -107,7 +113,15 @@ def _warm(runner, out: str) -> None:
     grid = Grid(v.shape, v.shard)
     for i in range(len(grid)):
         v.write(grid.write_box(i), rng.integers(100, 200, grid.write_box(i).shape).astype(np.uint8))
-    run(_recipe("image", LABEL, ["labels", "table"]), url, f"{out}-warm/out", runner=runner, options=_options(64), report=False, listeners=(lambda e: None,))
+    run(
+        _recipe("image", LABEL, ["labels", "table"]),
+        url,
+        f"{out}-warm/out",
+        runner=runner,
+        options=_options(64),
+        report=False,
+        listeners=(lambda e: None,),
+    )
     shutil.rmtree(f"{out}-warm")
 
 
@@ -169,7 +183,11 @@ def _compile_distance(out: str) -> None:
     url = f"{out}-warm/v.zarr"
     v = create(url, (70, 70, 70), "uint8", Spacing(8, 8, 8), shard=(128,) * 3, chunk=(64,) * 3, overwrite=True)
     v.write(Grid(v.shape, v.shard).write_box(0), (np.random.default_rng(0).random(v.shape) > 0.1).astype(np.uint8))
-    steps = {"m": {"op": "threshold", "image": "v", "value": 1}, "d": {"op": "distance_map", "mask": "m"}, "w": {"op": "watershed", "image": "d", "mask": "m", "invert": True}}
+    steps = {
+        "m": {"op": "threshold", "image": "v", "value": 1},
+        "d": {"op": "distance_map", "mask": "m"},
+        "w": {"op": "watershed", "image": "d", "mask": "m", "invert": True},
+    }
     run(_recipe("image", steps, ["w"]), url, f"{out}-warm/out", runner="serial", options=_options(64), report=False, listeners=(lambda e: None,))
     shutil.rmtree(f"{out}-warm")
 
@@ -200,7 +218,9 @@ def _stored_landscape(volume: str, out: str, with_markers: bool) -> dict:
 
     mask, d, markers = _landscape(volume)
     urls = {}
-    for name, array, kind in [("d", d.astype(np.float32), "image"), ("m", mask, "mask")] + ([("markers", markers.astype(np.uint64), "labels")] if with_markers else []):
+    for name, array, kind in [("d", d.astype(np.float32), "image"), ("m", mask, "mask")] + (
+        [("markers", markers.astype(np.uint64), "labels")] if with_markers else []
+    ):
         v = create(f"{out}-in/{name}.zarr", array.shape, array.dtype.name, Spacing(8, 8, 8), kind=kind, levels=1, overwrite=True)
         grid = Grid(v.shape, v.shard)
         for i in range(len(grid)):
@@ -219,7 +239,15 @@ def _watershed(volume: str, out: str, with_markers: bool, parameters: dict) -> d
     step = {"op": "watershed", "image": "d", "mask": "m", "invert": True, **({"markers": "markers"} if with_markers else {}), **parameters}
     shutil.rmtree(out, ignore_errors=True)
     clock = Clock()
-    r = run({"vemray": 1, "name": "bench", "inputs": inputs, "steps": {"w": step}, "outputs": ["w"]}, src, out, runner="serial", options=_options(256), report=False, listeners=(lambda e: None,))
+    r = run(
+        {"vemray": 1, "name": "bench", "inputs": inputs, "steps": {"w": step}, "outputs": ["w"]},
+        src,
+        out,
+        runner="serial",
+        options=_options(256),
+        report=False,
+        listeners=(lambda e: None,),
+    )
     facts = clock.read()
     shutil.rmtree(f"{out}-in")
     return {**facts, "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3)}

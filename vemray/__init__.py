@@ -1,19 +1,14 @@
 """vemray: volume electron microscopy at scale.
 
-    volume = vemray.open_volume("cell.zarr")                      # xarray, dims z, y, x, coordinates in nm, lazy
-    results = vemray.run("configs/hela.yaml", "cell.zarr", "out")  # .labels[name], .tables[name]
+volume = vemray.open_volume("cell.zarr")                      # xarray, dims z, y, x, coordinates in nm, lazy
+results = vemray.run("configs/hela.yaml", "cell.zarr", "out")  # .labels[name], .tables[name]
 """
 
-import vemray.run  # bound here first, so that loading the package `vemray.run` later does not hide the function of that name
+import vemray.run  # noqa: F401  bound here first, so that loading the package `vemray.run` later does not hide the function of that name
 
 __all__ = ["Results", "VemrayError", "load_recipe", "open_volume", "register", "run"]
 
-_WHERE = {
-    "Results": "vemray.run.results",
-    "VemrayError": "vemray.errors",
-    "load_recipe": "vemray.plan.recipe",
-    "register": "vemray.ops.base",
-}
+_WHERE = {"Results": "vemray.run.results", "VemrayError": "vemray.errors", "load_recipe": "vemray.plan.recipe", "register": "vemray.ops.base"}
 
 
 def open_volume(url, level: int = 0, spacing=None):

@@ -11,12 +11,19 @@ import typer
 
 from vemray.errors import InputError, VemrayError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help="Volume electron microscopy at scale: from FIB-SEM and SBF-SEM volumes to cell profiles.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Volume electron microscopy at scale: from FIB-SEM and SBF-SEM volumes to cell profiles.",
+)
 
 Volumes = Annotated[list[str], typer.Option("--volume", help="URL of the input volume; NAME=URL for a recipe with several inputs.")]
 Out = Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix for everything the run makes.")]
 Sets = Annotated[list[str], typer.Option("--set", help="steps.NAME.parameter=value")]
-BlockOption = Annotated[str, typer.Option("--block", help="Block (= shard) in voxels, Z,Y,X or one number; multiples of the chunk. Changes no result.")]
+BlockOption = Annotated[
+    str, typer.Option("--block", help="Block (= shard) in voxels, Z,Y,X or one number; multiples of the chunk. Changes no result.")
+]
 ChunkOption = Annotated[str, typer.Option("--chunk", help="Inner chunk in voxels, Z,Y,X or one number.")]
 MemoryOption = Annotated[float, typer.Option("--memory", help="Most that one task may use, in GB.")]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Ray workers on this machine (default: its cores).")]

@@ -1,13 +1,17 @@
-"""Integer voxel geometry in ZYX: boxes, blocks, grids, and the voxel spacing in nm. Imports nothing of vemray."""
+"""Integer voxel geometry in ZYX: boxes, blocks, grids; the voxel spacing in nm; what an array of voxels holds. Imports nothing of vemray."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
 
 Int3 = tuple[int, int, int]
+Kind = Literal["image", "probability", "mask", "labels"]
 
 
 @dataclass(frozen=True, order=True)
@@ -82,10 +86,24 @@ class Spacing:
 
     def halo(self, radius_nm: float, extra: int = 0) -> Int3:
         """Voxels per axis that cover `radius_nm` (rounded up), plus `extra`."""
-        return tuple(int(math.ceil(radius_nm / s - 1e-9)) + extra for s in self.zyx)
+        return tuple(math.ceil(radius_nm / s - 1e-9) + extra for s in self.zyx)
 
     def __str__(self) -> str:
         return " x ".join(f"{s:g}" for s in self.zyx) + " nm (z, y, x)"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What a volume holds. `probability` is quantised: uint8 0..255 stands for 0..1. `mask` is bool in memory. `labels` is
+    uint64 when vemray wrote them, any unsigned integer when foreign."""
+
+    shape: Int3
+    dtype: str
+    spacing: Spacing
+    kind: Kind = "image"
+
+    def like(self, dtype=None, kind: Kind | None = None) -> ArraySpec:
+        return replace(self, dtype=self.dtype if dtype is None else np.dtype(dtype).name, kind=kind or self.kind)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def main() -> None:
     torch = next(line.strip() for line in (root / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     if not (index and subprocess.run([*pip, torch, "--index-url", index, "--retries", "0", "--timeout", "10"], stderr=subprocess.DEVNULL).returncode == 0):
         subprocess.run([*pip, torch], check=True)
-    subprocess.run([*pip, "-e", f"{root}[torch,test]"], check=True)
+    subprocess.run([*pip, "-e", f"{root}[torch,test,bench]"], check=True)
     (where / "ready").touch()
 
 

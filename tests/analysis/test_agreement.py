@@ -6,6 +6,7 @@ from skimage.metrics import adapted_rand_error
 from skimage.metrics import variation_of_information as skimage_voi
 
 from vemray.analysis import agreement as ag
+from vemray.errors import RecipeError
 from vemray.geometry import Spacing
 from vemray.ops import build
 from vemray.ops.base import ArraySpec, Site
@@ -71,3 +72,56 @@ def test_voxels_and_the_empty():
     assert none["voxels"]["dice"] == 0 and none["objects"][0]["f1"] == 0 and none["objects"][0]["recall"] == 0
     extra = ag.agreement(pairs(one, zero))
     assert extra["voxels"]["precision"] == 0 and extra["objects"][0]["precision"] == 0
+
+
+def test_background_of_the_truth_is_left_out_on_request():
+    rng = np.random.default_rng(9)
+    truth = rng.integers(0, 4, (6, 7, 8)).astype(np.uint64)
+    guess = rng.integers(0, 4, truth.shape).astype(np.uint64)
+    o = ag.Overlaps(pairs(guess, truth))
+    for ignore in ((), (0,), (0, 3)):
+        error, *_ = adapted_rand_error(truth.astype(int), guess.astype(int), ignore_labels=ignore)
+        assert ag.adapted_rand(o, ignore)["error"] == pytest.approx(error, abs=1e-12)
+        split, merge = skimage_voi(truth.astype(int), guess.astype(int), ignore_labels=ignore)
+        assert ag.variation_of_information(o, ignore) == pytest.approx({"split": split, "merge": merge, "sum": split + merge})
+    whole = ag.agreement(pairs(guess, truth))
+    assert whole["adapted_rand"] == ag.adapted_rand(o, (0,)) and whole["variation_of_information"] == ag.variation_of_information(o, (0,))
+
+
+def test_pairs_of_voxels_beyond_64_bits():
+    """Two halves of 2^40 voxels run together: half of the pairs are right."""
+    table = {"a": [1, 1], "b": [1, 2], "voxels": [1 << 40, 1 << 40]}
+    got = ag.adapted_rand(ag.Overlaps(table))
+    assert got["recall"] == 1 and got["precision"] == pytest.approx(0.5, rel=1e-11) and got["error"] == pytest.approx(1 / 3, rel=1e-11)
+    many = {"a": np.arange(1, 100_001), "b": np.ones(100_000), "voxels": np.full(100_000, 1 << 19)}
+    assert ag.adapted_rand(ag.Overlaps(many))["recall"] == pytest.approx(1e-5, rel=1e-4)
+
+
+def test_many_objects_at_a_low_threshold():
+    """A chain in which every object overlaps two others: the matching with most pairs, not the greedy one."""
+    n = 2001
+    voxels = np.where(np.arange(n) % 2, 60, 50)
+    table = {"a": np.arange(n) // 2 + 1, "b": (np.arange(n) + 1) // 2 + 1, "voxels": voxels}
+    (row,) = ag.objects(ag.Overlaps(table), (0.2,))
+    assert (row["matched"], row["predicted"], row["true"]) == (1001, 1001, 1001)
+
+
+def test_thresholds_are_shares():
+    for wrong in (0, -0.5, 1.1, 50):
+        with pytest.raises(RecipeError, match="IoU threshold"):
+            ag.agreement({"a": [1], "b": [1], "voxels": [3]}, (wrong,))
+
+
+def test_tables_of_objects():
+    table = {"a": [0, 0, 1, 1, 1, 2, 3], "b": [0, 8, 0, 7, 8, 8, 0], "voxels": [50, 1, 4, 6, 2, 2, 9]}
+    got = ag.agreement_tables(table)
+    assert got["predicted"].to_pydict() == {
+        "label": [1, 2, 3], "voxels": [12, 2, 9], "partner": [7, 8, 0], "iou": [0.5, 0.4, 0.0],
+        "shared_voxels": [6, 2, 0], "partners": [2, 1, 0], "background_voxels": [4, 0, 9],
+    }  # fmt: skip
+    assert got["truth"].to_pydict() == {
+        "label": [7, 8], "voxels": [6, 5], "partner": [1, 2], "iou": [0.5, 0.4],
+        "shared_voxels": [6, 2], "partners": [1, 2], "background_voxels": [0, 1],
+    }  # fmt: skip
+    empty = ag.agreement_tables({"a": [0], "b": [0], "voxels": [3]})
+    assert empty["truth"].num_rows == 0 and empty["predicted"].schema.equals(got["predicted"].schema)

@@ -8,7 +8,7 @@ from vemray.geometry import Grid, Spacing
 from vemray.store.volume import create
 
 sys.path.insert(0, str(Path(__file__).parent))
-import slow_ops  # noqa: E402,F401
+import slow_ops  # noqa: F401
 
 SHAPE = (90, 100, 110)
 

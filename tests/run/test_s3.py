@@ -43,7 +43,11 @@ def test_kill_nine_of_the_server_is_carried_through(mask, mask_url, s3_url, s3_s
     deadline = time.time() + 90
     while time.time() < deadline and p.poll() is None:
         stage = [n for n in access.list_names(access.join(out, "ledger")) if n.startswith("copy-")]
-        if stage and any(len(access.list_names(access.join(out, "ledger", stage[0], n))) > 1 for n in access.list_names(access.join(out, "ledger", stage[0])) if n.startswith("blocks")):
+        if stage and any(
+            len(access.list_names(access.join(out, "ledger", stage[0], n))) > 1
+            for n in access.list_names(access.join(out, "ledger", stage[0]))
+            if n.startswith("blocks")
+        ):
             break
         time.sleep(0.1)
     assert p.poll() is None, p.stderr.read().decode()

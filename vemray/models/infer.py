@@ -1,11 +1,16 @@
-"""Running a network over a volume in tiles, blockwise: the tiles belong to the volume, so blocks do not change a bit."""
+"""Running a network over a volume in tiles, blockwise: the tiles belong to the volume, so blocks do not change a bit.
+
+Every tile is always computed from the same voxels, in a batch of the same shape, at the same place in it, whatever block asks for it; a tile that
+two blocks need is computed twice, and `block_shape` asks for blocks that rarely do."""
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -15,13 +20,17 @@ from pydantic import Field
 from vemray.errors import ModelError, RecipeError, nearest
 from vemray.geometry import Box, Int3, Spacing
 from vemray.models import files
+from vemray.models.sums import Sums, added, taken
 from vemray.models.tiles import Tile, blend_tiles, even_edge, exact_tiles, ramp, reflected
 from vemray.ops.base import ArraySpec, Composite, Filter, Port, Site, Step, register
-from vemray.ops.histogram import Histogram, percentile
+from vemray.ops.histogram import Histogram
 
-#: voxels of the planes that go through the network together; the batch has one shape, whatever the block
-BATCH_VOXELS = 1 << 18
-MOST_EDGE = {2: 1024, 3: 160}
+#: voxels that go through the network together: what keeps the activations of a small network in some hundred MB, or a GPU busy
+BATCH_VOXELS = {"cpu": 1 << 18, "cuda": 1 << 22}
+#: default tiles are at most about this long, and multiples of the usual chunk
+MOST_EDGE, EDGE_UNIT = {2: 1024, 3: 96}, {2: 64, 3: 32}
+#: a block of a 2D network is at least this thick
+THICK = 32
 
 
 @functools.lru_cache(maxsize=8)
@@ -39,35 +48,50 @@ def _stamp(path: str) -> tuple:
         s = os.stat(path)
     except OSError:
         raise ModelError(f"there is no model '{path}'. A path in a recipe starts from the recipe's folder.") from None
-    return (s.st_size, s.st_mtime_ns)
+    sidecar = path + ".json"
+    t = os.stat(sidecar) if os.path.exists(sidecar) else s
+    return (s.st_size, s.st_mtime_ns, t.st_mtime_ns)
 
 
 def device_of(asked: str) -> str:
-    """'cpu' or 'cuda'."""
-    if asked == "cpu":
+    """'cpu' or 'cuda'. 'auto' is the GPU where the machine that plans has one that torch can use."""
+    if asked != "auto":
+        return asked
+    try:
+        import torch
+    except ImportError:
         return "cpu"
-    import torch
-
-    has = torch.cuda.is_available()
-    if asked == "cuda" and not has:
-        raise ModelError("device: cuda was asked for, but torch finds no GPU here. Use device: auto, or run where one is.")
-    return "cuda" if has else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-Path_ = Annotated[str, Field(description="model file (.vemray or .onnx); a relative path starts from the recipe's folder", json_schema_extra={"path": True})]
+Path_ = Annotated[
+    str, Field(description="model file (.vemray or .onnx); a relative path starts from the recipe's folder", json_schema_extra={"path": True})
+]
 Classes = Annotated[list[str] | None, Field(description="classes whose probability is wanted; default: all but the first, which is the background")]
-Groups = Annotated[dict[str, list[str]], Field(description="further outputs: name -> classes whose probabilities are added, e.g. cell: [cytoplasm, nucleus]")]
-Mode = Annotated[Literal["exact", "blend"], Field(description="exact: tiles with a halo as wide as the receptive field, equal to the whole plane; blend: overlapping tiles, smoothly weighted")]
-Edge = Annotated[int | None, Field(gt=0, description="edge of a tile in voxels; default: whole planes up to 1024, else equal parts (3D: 160)")]
-Overlap = Annotated[int, Field(gt=0, description="for blend: voxels that neighbouring tiles share")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="where the network runs; results are equal within one kind of device")]
-Ignore = Annotated[bool, Field(description="run although the volume's voxels differ from those the model was trained at")]
+Groups = Annotated[
+    dict[str, list[str]], Field(description="further outputs: name -> classes whose probabilities are added, e.g. cell: [cytoplasm, nucleus]")
+]
+Output = Annotated[
+    Literal["probabilities", "classes"],
+    Field(description="probabilities: a volume for each class; classes: one, 'classes', with the number of the likeliest class, 0 for the first"),
+]
+Mode = Annotated[
+    Literal["exact", "blend"] | None,
+    Field(
+        description="exact: tiles with a halo as wide as the receptive field, equal to the whole plane; blend: overlapping tiles, smoothly weighted; "
+        "default: exact for 2D networks, blend for 3D, whose halo would cost several times the tile"
+    ),
+]
+Edge = Annotated[int | None, Field(gt=0, description="edge of a tile in voxels; default: whole planes up to 1024, else equal parts (3D: 96)")]
+Overlap = Annotated[int | None, Field(gt=0, description="for blend: voxels that neighbouring tiles share, at least; default 32 (3D: 16)")]
+Batch = Annotated[int | None, Field(gt=0, description="tiles that go through the network together; default: by their size and the device")]
+Ignore = Annotated[bool, Field(description="run although the volume's voxels differ by more than 5 per cent from those the model was trained on")]
 
 
 @register("infer_tiles", hidden=True)
 @dataclass(frozen=True)
 class InferTiles(Filter):
-    """Probabilities of a network's classes, tile by tile of the volume's own grid."""
+    """Probabilities of a network's classes, tile by tile of the volume's own grid. Outputs: name -> uint8 0..255 for 0..1, rounded to nearest."""
 
     holds_model = True
     ports = (Port("image", ("image",)), Port("histogram", ("scalars",), optional=True))
@@ -75,71 +99,113 @@ class InferTiles(Filter):
     model: Path_ = ""
     classes: Classes = None
     groups: Groups = field(default_factory=dict)
-    mode: Mode = "exact"
+    show: Output = "probabilities"
+    mode: Mode = None
     tile: Edge = None
-    overlap: Overlap = 32
-    device: Device = "auto"
+    overlap: Overlap = None
+    batch: Batch = None
+    device: Annotated[Literal["cpu", "cuda"], Field(description="where the network runs; results are equal within one kind of device")] = "cpu"
     ignore_voxel_size: Ignore = False
+
+    @classmethod
+    def examples(cls):
+        return []  # they need a model file: tests/models runs the laws on them
+
+    def __hash__(self):
+        return hash((self.model, self.show, self.mode, self.tile, self.overlap, self.batch, self.device, json.dumps([self.classes, self.groups])))
 
     @property
     def about(self) -> files.Facts:
         return _facts(self.model, _stamp(self.model))
 
     def files(self) -> tuple[str, ...]:
-        return (self.model,)
+        return model_files(self.model)
 
     def facts(self) -> dict:
-        import torch
-
-        return {"device": device_of(self.device), "precision": "float32", "threads": 1, "torch": torch.__version__.split("+")[0]}
+        package = "onnxruntime" if self.model.endswith(".onnx") else "torch"
+        try:
+            version = importlib.metadata.version(package).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+        return {"device": self.device, "precision": "float32", "threads": 1, package: version}
 
     def wanted(self) -> dict[str, list[int]]:
         """Output name -> channels that are added for it."""
         known = self.about.classes
-        out = {}
-        for name in self.classes if self.classes is not None else known[1:] or known:
-            out[name] = [name]
+        if self.show == "classes":
+            return {"classes": list(range(len(known)))}
+        out = {name: [name] for name in (self.classes if self.classes is not None else known[1:] or known)}
         out.update(self.groups)
-        for name, members in out.items():
-            for m in members:
-                if m not in known:
-                    raise RecipeError(f"the model {self.model} has no class '{m}'.{nearest(m, known)} It has: {', '.join(known)}.")
-            if not name.replace("_", "a").isalnum():
-                raise RecipeError(f"'{name}' cannot be an output's name: use letters, digits and _")
-        return {name: [known.index(m) for m in members] for name, members in out.items()}
+        for name, channels in out.items():
+            for c in channels:
+                if c not in known:
+                    raise RecipeError(f"the model {self.model} has no class '{c}'.{nearest(c, known)} It has: {', '.join(known)}.")
+            if not channels or not name.replace("_", "a").isalnum():
+                raise RecipeError(f"'{name}' cannot be an output: it needs a name of letters, digits and _, and at least one class.")
+        if not out:
+            raise RecipeError("'infer' has nothing to give: name a class or a group.")
+        return {name: [known.index(c) for c in channels] for name, channels in out.items()}
 
-    def check(self, image: ArraySpec) -> None:
+    def check(self, image: ArraySpec, *_) -> None:
         a = self.about
         if a.channels != 1:
-            raise ModelError(f"the model {self.model} takes {a.channels} channels; a volume has one.")
-        off = [max(x, y) / min(x, y) for x, y in zip(a.voxel_nm, image.spacing.zyx)][1 if a.dims == 2 else 0 :]
-        if max(off) > 1.05 and not self.ignore_voxel_size:
+            raise ModelError(f"the model {self.model} takes {a.channels} channels; the volume has one. Use a model of one channel.")
+        axes = slice(1 if a.dims == 2 else 0, 3)  # a 2D network never sees how far planes lie apart
+        off = max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[axes], image.spacing.zyx[axes]))
+        if off > 1.05 and not self.ignore_voxel_size:
             trained = " x ".join(f"{v:g}" for v in a.voxel_nm)
-            raise ModelError(f"the model {self.model} was trained at {trained} nm (z, y, x), the volume has {image.spacing}. Use a pyramid level or model that fits, or ignore_voxel_size: true.")
+            raise ModelError(
+                f"the model {self.model} was trained on voxels of {trained} nm (z, y, x), the volume has {image.spacing}. "
+                "Use a pyramid level or a model that fits, or ignore_voxel_size: true."
+            )
         if image.dtype == "float64":
-            raise RecipeError("'infer' takes integer or float32 images, not float64.")
+            raise RecipeError("'infer' takes integer or float32 images, not float64. Convert it with rescale.")
+        if a.batch and self.batch and a.batch != self.batch:
+            raise RecipeError(f"the model {self.model} takes batches of {a.batch} only: leave 'batch' out.")
+        if a.window and self.tile:
+            raise RecipeError(f"the model {self.model} takes tiles of {' x '.join(map(str, a.window))} only: leave 'tile' out.")
+        if self._blend:
+            for n, edge, stride in zip(image.shape, self._edges(image.shape), a.strides):
+                if stride > 1 and n > edge and self._shared > edge - stride:
+                    raise RecipeError(f"overlap ({self._shared}) must be smaller than the tile ({edge}) by at least the network's stride ({stride}).")
         self.wanted()
 
-    def output(self, image: ArraySpec) -> dict[str, ArraySpec]:
-        return {name: image.like(np.uint8, "probability") for name in self.wanted()}
+    def output(self, image: ArraySpec, *_) -> dict[str, ArraySpec]:
+        return {name: image.like(np.uint8, "labels" if self.show == "classes" else "probability") for name in self.wanted()}
+
+    @property
+    def _blend(self) -> bool:
+        return (self.mode or ("exact" if self.about.dims == 2 else "blend")) == "blend"
+
+    @property
+    def _shared(self) -> int:
+        return self.overlap or (32 if self.about.dims == 2 else 16)
 
     # the tile grid ----------------------------------------------------------------------------------------------------
+
+    def _edges(self, shape: Int3) -> Int3:
+        """Edge of a tile along z, y, x: of its core in exact mode, of all of it in blend mode."""
+        a = self.about
+        if a.window:
+            window = a.zyx(a.window, 1)
+            return window if self._blend else tuple(w - 2 * h for w, h in zip(window, a.halos))
+        edges = []
+        for n, stride in zip(shape, a.strides):
+            edges.append(-(-self.tile // stride) * stride if self.tile else even_edge(n, MOST_EDGE[a.dims], math.lcm(stride, EDGE_UNIT[a.dims])))
+        return (1, *edges[1:]) if a.dims == 2 else tuple(edges)
 
     def tiles(self, shape: Int3) -> list[list[Tile]]:
         """Tiles along z, y, x. A 2D network takes each plane by itself."""
         a = self.about
+        windows = a.zyx(a.window, 1) if a.window else (None, None, None)
         out = []
-        for axis, n in enumerate(shape):
+        for axis, (n, edge, halo, stride, window) in enumerate(zip(shape, self._edges(shape), a.halos, a.strides, windows)):
             if a.dims == 2 and axis == 0:
                 out.append([Tile((z, z + 1), (z, z + 1)) for z in range(n)])
-                continue
-            edge = -(-self.tile // a.stride) * a.stride if self.tile else even_edge(n, MOST_EDGE[a.dims], a.stride)
-            if self.mode == "exact":
-                out.append(exact_tiles(n, edge, a.halo, a.stride))
+            elif self._blend:
+                out.append(blend_tiles(n, edge, self._shared, stride, window))
             else:
-                if self.overlap >= edge:
-                    raise RecipeError(f"overlap ({self.overlap}) must be smaller than the tile ({edge}).")
-                out.append(blend_tiles(n, edge, self.overlap, a.stride))
+                out.append(exact_tiles(n, edge, halo, stride, window))
         return out
 
     def _meeting(self, shape: Int3, box: Box) -> list[list[Tile]]:
@@ -148,122 +214,142 @@ class InferTiles(Filter):
     def read_box(self, write: Box, shape: Int3, spacing: Spacing) -> Box:
         start, stop = [], []
         for ts, n in zip(self._meeting(shape, write), shape):
-            where = [reflected(*t.window, n) for t in ts]
+            where = [reflected(*t.window, n) for t in (ts[0], ts[-1])]  # whatever lies between two windows lies between their voxels
+            where += [np.array([max(0, t.window[0]), min(n, t.window[1]) - 1]) for t in (ts[0], ts[-1])]
             start.append(min(int(w.min()) for w in where))
             stop.append(max(int(w.max()) for w in where) + 1)
-        return Box(tuple(start), tuple(stop))
+        return Box(tuple(start), tuple(stop)).clip(shape)
 
     def block_shape(self, shape: Int3, block: Int3, chunk: Int3) -> Int3:
-        """Blocks of whole tiles: for planes thin and wide, so that no tile is computed for two blocks."""
+        """Blocks that hold whole tiles, so that none is computed for two: for a 2D network thin and wide."""
         a = self.about
+        edges = self._edges(shape)
+        if self._blend:  # its tiles lie across every border between blocks: fewer borders
+            edges = [min(n, 2 * e) if n > e else e for n, e in zip(shape, edges)]
+
+        def whole(axis: int) -> int:
+            n, e, c = shape[axis], edges[axis], chunk[axis]
+            aligned = math.lcm(e, c)
+            return min(-(-n // c) * c, aligned if aligned <= 2048 else -(-e // c) * c)
+
         if a.dims == 3:
-            return block
-        edges = [-(-self.tile // a.stride) * a.stride if self.tile else even_edge(n, MOST_EDGE[2], a.stride) for n in shape[1:]]
-        wide = [min(-(-n // c) * c, math.lcm(e, c) if math.lcm(e, c) <= 2048 else -(-e // c) * c) for n, e, c in zip(shape[1:], edges, chunk[1:])]
-        return (chunk[0], *wide)
+            return tuple(max(block[i], whole(i)) // whole(i) * whole(i) for i in range(3))
+        return (-(-max(THICK, self._batch(shape)) // chunk[0]) * chunk[0], whole(1), whole(2))
 
-    def _batch(self, window: tuple[int, ...]) -> int:
-        return max(1, BATCH_VOXELS // math.prod(window)) if self.about.dims == 2 else 1
+    def _largest_window(self, shape: Int3) -> Int3:
+        return tuple(max(t.window[1] - t.window[0] for t in ts) for ts in self.tiles(shape))
 
-    def memory(self, image: ArraySpec) -> float:
-        # activations of one batch dominate: the widest layers hold about 6 times `base` floats a voxel, beside the scores and outputs
+    def _batch(self, shape: Int3) -> int:
+        """Planes a batch; 3D tiles go one by one."""
         a = self.about
-        base = int((a.network or {}).get("base", 32))
-        edges = [ts[0].window[1] - ts[0].window[0] if len(ts) == 1 else max(t.window[1] - t.window[0] for t in ts) for ts in self.tiles(image.shape)]
-        window = tuple(edges[1:] if a.dims == 2 else edges)
-        batch = self._batch(window) * math.prod(window) * 4 * (6 * base + 4 * len(a.classes))
-        voxels = math.prod(min(n, e) for n, e in zip(image.shape, self.block_shape(image.shape, (256,) * 3, (64,) * 3)))
-        return batch / max(1, voxels) + 2 + len(self.wanted()) * (1 if self.mode == "exact" else 6)
+        if a.batch or self.batch:
+            return a.batch or self.batch
+        if a.dims == 3:
+            return 1
+        fit = BATCH_VOXELS[self.device] // math.prod(self._largest_window(shape))
+        return 1 << min(6, max(1, fit).bit_length() - 1)  # a power of two, as chunks are: blocks then seldom cut a batch
+
+    def memory(self, image: ArraySpec, *_) -> float:
+        a, shape = self.about, image.shape
+        tiles = self._batch(shape) * math.prod(self._largest_window(shape))
+        network = tiles * (a.memory if self.device == "cpu" else 0) + tiles * 4 * (2 + 3 * len(a.classes))
+        block = self.block_shape(shape, (64,) * 3, (1,) * 3)
+        layers = len(a.classes) if self.show == "classes" else len(self.wanted())
+        summed = 0.0
+        if self._blend:  # float32 sums, of a batch of planes or of all of a 3D block
+            summed = 4.0 * (layers + 2) * (1 if a.dims == 3 else min(1.0, self._batch(shape) / min(shape[0], block[0])))
+        voxels = math.prod(min(n, b) for n, b in zip(shape, block))
+        return (network + (16 << 20)) / voxels + len(self.wanted()) + summed + 1
 
     # running ----------------------------------------------------------------------------------------------------------
 
     def __call__(self, image: np.ndarray, histogram: dict | None = None, *, site: Site) -> dict[str, np.ndarray]:
-        a = self.about
-        model = _model(self.model, _stamp(self.model), device_of(self.device))
-        low, scale = self._normalisation(histogram)
+        model = _model(self.model, _stamp(self.model), self.device)
+        offset, scale = self.about.normalisation.constants(histogram)
         wanted = self.wanted()
         out = {name: np.zeros(site.write.shape, np.uint8) for name in wanted}
         zs, ys, xs = self._meeting(site.shape, site.write)
-        windows = [(ty, tx) for ty in ys for tx in xs]
-        size = max(self._batch((ty.window[1] - ty.window[0], tx.window[1] - tx.window[0])) for ty, tx in windows) if a.dims == 2 else 1
-        if a.dims == 2 and self.mode == "exact":
-            self._planes(model, image, low, scale, wanted, out, zs, windows, size, site)
-        else:
-            self._weighted(model, image, low, scale, wanted, out, zs, windows, site)
+        for slab in self._slabs(zs, site.shape):
+            lo, hi = max(slab[0].core[0], site.write.start[0]), min(slab[-1].core[1], site.write.stop[0])
+            box = Box((lo, *site.write.start[1:]), (hi, *site.write.stop[1:]))
+            sink = Sums(box.shape, self._layers(wanted)) if self._blend else None
+            for tiles in self._batches(slab, ys, xs, site.shape):
+                scores = self._predict(model, image, offset, scale, tiles, site)
+                for s, t in zip(scores, tiles):
+                    if t is None:
+                        continue
+                    part = Box(tuple(a.core[0] for a in t), tuple(a.core[1] for a in t)).intersect(box)
+                    if not part.size:
+                        continue
+                    inner = part.shift(tuple(-a.window[0] for a in t)).slices
+                    values = (s if self.about.dims == 3 else s[:, None])[(slice(None), *inner)]
+                    if sink is None:
+                        self._store(values, wanted, out, part.within(site.write).slices)
+                    else:
+                        sink.add(values, self._weights(t, part, site.shape), part.within(box).slices)
+            if sink is not None:
+                self._store(sink.mean(), wanted, out, box.within(site.write).slices, merged=True)
         return out
 
-    def _normalisation(self, histogram: dict | None) -> tuple[np.float32, np.float32]:
-        n = self.about.normalisation
-        low, high = (percentile(histogram, n.low), percentile(histogram, n.high)) if n.method == "percentile" else (n.low, n.high)
-        return np.float32(low), np.float32(1 / (high - low) if high > low else 1.0)
+    def _slabs(self, zs: list[Tile], shape: Int3) -> Iterator[list[Tile]]:
+        """Tiles along z that are finished together: all of a 3D network's; the planes of one batch of a 2D network's, which begins at a multiple
+        of its size whatever the block."""
+        if self.about.dims == 3:
+            yield zs
+            return
+        n = self._batch(shape)
+        for g in range(zs[0].core[0] // n, (zs[-1].core[0]) // n + 1):
+            yield [t for t in zs if t.core[0] // n == g]
 
-    def _gather(self, image: np.ndarray, site: Site, *tiles: Tile) -> np.ndarray:
-        """The window's voxels, (Z, Y, X) in the image's dtype, reflected beyond the volume's ends."""
-        at = [reflected(*t.window, n) - r for t, n, r in zip(tiles, site.shape, site.read.start)]
-        return image[np.ix_(*at)]
+    def _batches(self, slab: list[Tile], ys: list[Tile], xs: list[Tile], shape: Int3) -> Iterator[list[tuple[Tile, Tile, Tile] | None]]:
+        """Tiles that go through the network together, None where a place in the batch stays empty: always the same for the same tiles."""
+        n = self._batch(shape)
+        for ty in ys:
+            for tx in xs:
+                if self.about.dims == 3:  # one tile a batch, unless the file asks for more places
+                    for tz in slab:
+                        yield [(tz, ty, tx), *[None] * (n - 1)]
+                else:
+                    first = slab[0].core[0] // n * n
+                    places = n if self.about.batch else min(n, shape[0] - first)
+                    filled = {t.core[0] - first: (t, ty, tx) for t in slab}
+                    yield [filled.get(i) for i in range(places)]
 
-    def _planes(self, model, image, low, scale, wanted, out, zs, windows, size, site) -> None:
-        """Exact planes: several z of one window in a batch of fixed size; the last one is filled up with zeros."""
-        for ty, tx in windows:
-            h, w = ty.window[1] - ty.window[0], tx.window[1] - tx.window[0]
-            n = self._batch((h, w))
-            batch = np.zeros((n, 1, h, w), np.float32)
-            for i in range(0, len(zs), n):
-                some = zs[i : i + n]
-                batch[:] = 0
-                for k, tz in enumerate(some):
-                    batch[k, 0] = (self._gather(image, site, tz, ty, tx)[0] - low) * scale
-                scores = model.predict(batch)
-                y0, y1 = max(ty.core[0], site.write.start[1]), min(ty.core[1], site.write.stop[1])
-                x0, x1 = max(tx.core[0], site.write.start[2]), min(tx.core[1], site.write.stop[2])
-                inner = (slice(y0 - ty.window[0], y1 - ty.window[0]), slice(x0 - tx.window[0], x1 - tx.window[0]))
-                target = (slice(y0 - site.write.start[1], y1 - site.write.start[1]), slice(x0 - site.write.start[2], x1 - site.write.start[2]))
-                for name, channels in wanted.items():
-                    for k, tz in enumerate(some):
-                        out[name][tz.core[0] - site.write.start[0]][target] = _quantised(_added(scores[k], channels)[inner])
+    def _predict(self, model: files.Model, image: np.ndarray, offset, scale, tiles, site: Site) -> np.ndarray:
+        window = [t.window[1] - t.window[0] for t in next(t for t in tiles if t is not None)]
+        batch = np.zeros((len(tiles), 1, *(window if self.about.dims == 3 else window[1:])), np.float32)
+        for place, t in zip(batch, tiles):
+            if t is not None:
+                at = [reflected(*a.window, n) - r for a, n, r in zip(t, site.shape, site.read.start)]
+                np.subtract(taken(image, at).reshape(place[0].shape), offset, out=place[0])
+                place[0] *= scale
+        return model.predict(batch)
 
-    def _weighted(self, model, image, low, scale, wanted, out, zs, windows, site) -> None:
-        """Blended planes, and 3D tiles of both modes: tiles added in the order of the grid, divided by the sum of their weights."""
-        three = self.about.dims == 3
-        starts = site.write.start
-        layers = [zs] if three else [[z] for z in zs]
-        for layer in layers:
-            z_lo, z_hi = max(layer[0].core[0], starts[0]), min(layer[-1].core[1], site.write.stop[0])
-            shape = (z_hi - z_lo, *site.write.shape[1:])
-            sums = {name: np.zeros(shape, np.float32) for name in wanted}
-            weights = np.zeros(shape, np.float32)
-            for tz in layer:
-                for ty, tx in windows:
-                    patch = (self._gather(image, site, tz, ty, tx) - low) * scale
-                    scores = model.predict(np.ascontiguousarray(patch.astype(np.float32)[None, None] if three else patch.astype(np.float32)[None]))[0]
-                    tiles = (tz, ty, tx)
-                    lo = [max(t.core[0], o) for t, o in zip(tiles, (z_lo, *starts[1:]))]
-                    hi = [min(t.core[1], e) for t, e in zip(tiles, (z_hi, *site.write.stop[1:]))]
-                    inner = tuple(slice(a - t.window[0], b - t.window[0]) for a, b, t in zip(lo, hi, tiles))
-                    target = tuple(slice(a - o, b - o) for a, b, o in zip(lo, hi, (z_lo, *starts[1:])))
-                    if self.mode == "exact":
-                        weight = np.ones([b - a for a, b in zip(lo, hi)], np.float32)
-                    else:
-                        parts = [ramp(t, n, self.overlap)[a - t.core[0] : b - t.core[0]] for t, n, a, b in zip(tiles, site.shape, lo, hi)]
-                        weight = parts[0][:, None, None] * parts[1][:, None] * parts[2]
-                    for name, channels in wanted.items():
-                        value = _added(scores, channels)
-                        sums[name][target] += weight * (value if three else value[None])[inner]
-                    weights[target] += weight
-            for name in wanted:
-                out[name][z_lo - starts[0] : z_hi - starts[0]] = _quantised(sums[name] / weights)
+    def _weights(self, tiles: tuple[Tile, Tile, Tile], part: Box, shape: Int3) -> np.ndarray:
+        cut = [
+            np.ones(b - a, np.float32) if self.about.dims == 2 and axis == 0 else ramp(t, n, self._shared)[a - t.core[0] : b - t.core[0]]
+            for axis, (t, n, a, b) in enumerate(zip(tiles, shape, part.start, part.stop))
+        ]
+        return cut[0][:, None, None] * cut[1][:, None] * cut[2]
+
+    def _layers(self, wanted: dict[str, list[int]]) -> list[list[int]]:
+        """Channels that are added before blending, for each sum that is kept."""
+        return [[c] for c in wanted["classes"]] if self.show == "classes" else list(wanted.values())
+
+    def _store(self, values: np.ndarray, wanted: dict[str, list[int]], out: dict[str, np.ndarray], at, merged: bool = False) -> None:
+        """Put (channels, Z, Y, X), or layers that are `merged` already, into the outputs."""
+        if self.show == "classes":
+            out["classes"][at] = values.argmax(0)
+            return
+        for i, (name, channels) in enumerate(wanted.items()):
+            p = (values[i] if merged else added(values, channels)) * np.float32(255)
+            np.rint(p, out=p)
+            out[name][at] = np.clip(p, 0, 255, out=p)
 
 
-def _added(scores: np.ndarray, channels: list[int]) -> np.ndarray:
-    """Sum of the channels of (classes, ...), in order."""
-    value = scores[channels[0]]
-    for c in channels[1:]:
-        value = value + scores[c]
-    return value
-
-
-def _quantised(p: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(p * np.float32(255)), 0, 255).astype(np.uint8)
+def model_files(path: str) -> tuple[str, ...]:
+    """The model file and its sidecar: their contents are part of what the result is made from."""
+    return tuple(p for p in (path, path + ".json") if path and (p == path or (path.endswith(".onnx") and os.path.exists(p))))
 
 
 @register("infer")
@@ -271,27 +357,41 @@ def _quantised(p: np.ndarray) -> np.ndarray:
 class Infer(Composite):
     """Probabilities (0..1, stored in 255 steps) of a network's classes for every voxel: one output for each class, named `step.class`.
 
-    Normalisation is taken once from the whole volume's histogram, as the model says. Tiles lie on a grid of the volume."""
+    Normalisation is taken once from the whole volume's histogram, as the model says. Tiles lie on a grid of the volume, so a crop that is a block of
+    the whole gets the same values. Beyond the volume's ends the image is reflected to a whole number of the network's strides, and then the network's
+    own padding acts."""
 
     serves = "steps 3 and 13: run the models on the whole set"
-    ports = (Port("image", ("image",)),)
+    ports = (Port("image", ("image",), doc="of the voxel size that the model was trained on"),)
 
     model: Path_ = ""
     classes: Classes = None
     groups: Groups = field(default_factory=dict)
-    mode: Mode = "exact"
+    show: Output = "probabilities"
+    mode: Mode = None
     tile: Edge = None
-    overlap: Overlap = 32
-    device: Device = "auto"
+    overlap: Overlap = None
+    batch: Batch = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="where the network runs; auto: on a GPU if the planning machine has one; results are equal within one kind"),
+    ] = "auto"
     ignore_voxel_size: Ignore = False
 
+    @classmethod
+    def examples(cls):
+        return []  # they need a model file: tests/models runs the laws on them
+
+    def __hash__(self):
+        return hash((self.model, self.show, self.mode, self.tile, self.overlap, self.batch, self.device, json.dumps([self.classes, self.groups])))
+
     def files(self) -> tuple[str, ...]:
-        return (self.model,)
+        return model_files(self.model)
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model:
             raise RecipeError("'infer' needs a model: model: FILE.vemray or FILE.onnx")
-        run = InferTiles(self.model, self.classes, self.groups, self.mode, self.tile, self.overlap, self.device, self.ignore_voxel_size)
-        if run.about.normalisation.method == "percentile":
+        run = InferTiles(**{**vars(self), "device": device_of(self.device)})
+        if run.about.normalisation.needs_histogram:
             return [Step(".histogram", Histogram(), inputs), Step("", run, {**inputs, "histogram": ".histogram"})]
         return [Step("", run, inputs)]

@@ -15,31 +15,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from vemray.errors import RecipeError, nearest
-from vemray.geometry import Box, Int3, Spacing
+from vemray.geometry import ArraySpec, Box, Int3, Spacing
 
-Kind = Literal["image", "probability", "mask", "labels"]
 #: what a port may be fed with; "array" is any of the four array kinds
 PortKind = Literal["array", "image", "probability", "mask", "labels", "table", "scalars"]
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """What a volume holds. `probability` is quantised: uint8 0..255 stands for 0..1. `mask` is bool in memory. `labels` is
-    uint64 when vemray wrote them, any unsigned integer when foreign."""
-
-    shape: Int3
-    dtype: str
-    spacing: Spacing
-    kind: Kind = "image"
-
-    def like(self, dtype=None, kind: Kind | None = None) -> ArraySpec:
-        return replace(self, dtype=self.dtype if dtype is None else np.dtype(dtype).name, kind=kind or self.kind)
 
 
 @dataclass(frozen=True)
@@ -281,7 +266,7 @@ def find(name: str) -> type[Operator]:
     return OPERATORS[name]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _adapter(cls: type[Operator]):
     import pydantic
 
@@ -297,7 +282,9 @@ def build(name: str, parameters: Mapping[str, Any], where: str = "") -> Operator
     fields = cls.__dataclass_fields__
     for key in parameters:
         if key not in fields:
-            raise RecipeError(f"{where}'{name}' has no parameter or input '{key}'.{nearest(key, [*fields, *(p.name for p in cls.ports)])} See `vemray ops {name}`.")
+            raise RecipeError(
+                f"{where}'{name}' has no parameter or input '{key}'.{nearest(key, [*fields, *(p.name for p in cls.ports)])} See `vemray ops {name}`."
+            )
     try:
         return _adapter(cls).validate_python(dict(parameters))
     except pydantic.ValidationError as e:

@@ -30,7 +30,11 @@ def parameter_rows(cls: type[Operator]) -> list[tuple[str, str, str, str]]:
         if typing.get_origin(t) is typing.Annotated:
             about = next((m.description for m in t.__metadata__ if getattr(m, "description", None)), "")
             t = t.__origin__
-        default = "required" if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING else repr(f.default if f.default is not dataclasses.MISSING else f.default_factory())
+        default = (
+            "required"
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            else repr(f.default if f.default is not dataclasses.MISSING else f.default_factory())
+        )
         shown = str(t).replace("typing.", "") if typing.get_origin(t) else getattr(t, "__name__", str(t))
         rows.append((f.name, shown, default, about))
     return rows
@@ -43,7 +47,10 @@ def visible() -> dict[str, type[Operator]]:
 
 def table() -> str:
     """One line an operator."""
-    rows = [(n, kind(c), ", ".join(p.name + ("?" if p.optional else "") for p in c.ports), ", ".join(r[0] for r in parameter_rows(c)), first_sentence(c)) for n, c in visible().items()]
+    rows = [
+        (n, kind(c), ", ".join(p.name + ("?" if p.optional else "") for p in c.ports), ", ".join(r[0] for r in parameter_rows(c)), first_sentence(c))
+        for n, c in visible().items()
+    ]
     head = ("operator", "kind", "inputs", "parameters", "what it does")
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(4)]
     return "\n".join("  ".join([*(v.ljust(w) for v, w in zip(r, widths)), r[4]]).rstrip() for r in [head, *rows])
@@ -55,7 +62,9 @@ def describe(name: str) -> str:
     contract = f"approximate: {cls.contract.why}" if isinstance(cls.contract, Approximate) else "exact: blockwise equals whole"
     out = [f"{name} ({kind(cls)}; {contract})", "", inspect.getdoc(cls) or "", "", "inputs"]
     for p in cls.ports:
-        out.append(f"  {p.name}: {' or '.join(p.kinds)}{', several by name' if p.many else ''}{', optional' if p.optional else ''}{'. ' + p.doc if p.doc else ''}")
+        out.append(
+            f"  {p.name}: {' or '.join(p.kinds)}{', several by name' if p.many else ''}{', optional' if p.optional else ''}{'. ' + p.doc if p.doc else ''}"
+        )
     out.append("parameters")
     out += [f"  {n}: {t} = {d}  {about}".rstrip() for n, t, d, about in parameter_rows(cls)] or ["  none"]
     if cls.serves:
@@ -67,8 +76,20 @@ def markdown() -> str:
     """The table of docs/operators.md."""
     out = []
     for n, c in visible().items():
-        out += [f"### `{n}`", "", f"{first_sentence(c)} *{kind(c)}*; inputs: " + ", ".join(f"`{p.name}` ({'/'.join(p.kinds)}{', optional' if p.optional else ''})" for p in c.ports) + ".", ""]
+        out += [
+            f"### `{n}`",
+            "",
+            f"{first_sentence(c)} *{kind(c)}*; inputs: "
+            + ", ".join(f"`{p.name}` ({'/'.join(p.kinds)}{', optional' if p.optional else ''})" for p in c.ports)
+            + ".",
+            "",
+        ]
         rows = parameter_rows(c)
         if rows:
-            out += ["| parameter | type | default | |", "|---|---|---|---|", *(f"| `{a}` | `{b.replace('|', 'or')}` | `{d}` | {about} |" for a, b, d, about in rows), ""]
+            out += [
+                "| parameter | type | default | |",
+                "|---|---|---|---|",
+                *(f"| `{a}` | `{b.replace('|', 'or')}` | `{d}` | {about} |" for a, b, d, about in rows),
+                "",
+            ]
     return "\n".join(out)

@@ -6,13 +6,29 @@ import numpy as np
 from numba import njit
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
-RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 205.0, 168.0, 62.0, 128.0, 78.0, 172.0, 118.0, 108.0, 116.0, 188.0
+RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = (
+    205.0,
+    168.0,
+    62.0,
+    128.0,
+    78.0,
+    172.0,
+    118.0,
+    108.0,
+    116.0,
+    188.0,
+)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _hash(a, b, c, seed):
     """uint64 of three integers and a seed (splitmix64's finaliser)."""
-    h = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F) ^ np.uint64(c) * np.uint64(0x165667B19E3779F9) ^ np.uint64(seed) * np.uint64(0xD6E8FEB86659FD93)
+    h = (
+        np.uint64(a) * np.uint64(0x9E3779B97F4A7C15)
+        ^ np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
+        ^ np.uint64(c) * np.uint64(0x165667B19E3779F9)
+        ^ np.uint64(seed) * np.uint64(0xD6E8FEB86659FD93)
+    )
     h ^= h >> np.uint64(30)
     h *= np.uint64(0xBF58476D1CE4E5B9)
     h ^= h >> np.uint64(27)
@@ -129,7 +145,9 @@ def _culled(items, radius_at, lo, hi, margin, ends, out):
 
 
 @njit(cache=True, nogil=True)
-def render(start, shape, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, seed, sigma, em, cell, nucleus, mito):
+def render(
+    start, shape, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, seed, sigma, em, cell, nucleus, mito
+):
     """Fill em (uint8), cell and nucleus (bool), mito (uint64), all of `shape`, for the box that begins at voxel `start`."""
     nz, ny, nx = shape
     brick = 16
@@ -141,14 +159,24 @@ def render(start, shape, spacing, centre, half, waves_cell, lobes, waves_nucleus
         for by in range(0, ny, brick):
             for bx in range(0, nx, brick):
                 ez, ey, ex = min(bz + brick, nz), min(by + brick, ny), min(bx + brick, nx)
-                lo[0], lo[1], lo[2] = (start[0] + bz) * spacing[0] - centre[0], (start[1] + by) * spacing[1] - centre[1], (start[2] + bx) * spacing[2] - centre[2]
-                hi[0], hi[1], hi[2] = (start[0] + ez - 1) * spacing[0] - centre[0], (start[1] + ey - 1) * spacing[1] - centre[1], (start[2] + ex - 1) * spacing[2] - centre[2]
+                lo[0], lo[1], lo[2] = (
+                    (start[0] + bz) * spacing[0] - centre[0],
+                    (start[1] + by) * spacing[1] - centre[1],
+                    (start[2] + bx) * spacing[2] - centre[2],
+                )
+                hi[0], hi[1], hi[2] = (
+                    (start[0] + ez - 1) * spacing[0] - centre[0],
+                    (start[1] + ey - 1) * spacing[1] - centre[1],
+                    (start[2] + ex - 1) * spacing[2] - centre[2],
+                )
                 n_seg = _culled(segments, 6, lo, hi, 2 * w + 60.0, 2, near_seg)
                 n_sph = _culled(spheres, 3, lo, hi, 2 * w + 30.0, 1, near_sph)
                 for i in range(bz, ez):  # curtains run along the beam (y): stripes of x that live for some slices
                     for k in range(bx, ex):
                         gz, gx = start[0] + i, start[2] + k
-                        curtain[i - bz, k - bx] = 2.2 * _value_noise(gz / 6.0, 0.0, gx / 2.5, seed + 21) + 2.4 * _value_noise(gz / 15.0, 0.0, gx / 11.0, seed + 22)
+                        curtain[i - bz, k - bx] = 2.2 * _value_noise(gz / 6.0, 0.0, gx / 2.5, seed + 21) + 2.4 * _value_noise(
+                            gz / 15.0, 0.0, gx / 11.0, seed + 22
+                        )
                 for i in range(bz, ez):
                     gz = start[0] + i
                     z = gz * spacing[0] - centre[0]
@@ -161,7 +189,25 @@ def render(start, shape, spacing, centre, half, waves_cell, lobes, waves_nucleus
                         for k in range(bx, ex):
                             gx = start[2] + k
                             x = gx * spacing[2] - centre[2]
-                            value, d_cell, d_nucleus, label = _structure(z, y, x, w, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, near_seg, n_seg, spheres, near_sph, n_sph, waves_er, seed)
+                            value, d_cell, d_nucleus, label = _structure(
+                                z,
+                                y,
+                                x,
+                                w,
+                                half,
+                                waves_cell,
+                                lobes,
+                                waves_nucleus,
+                                nucleoli,
+                                segments,
+                                near_seg,
+                                n_seg,
+                                spheres,
+                                near_sph,
+                                n_sph,
+                                waves_er,
+                                seed,
+                            )
                             # shot noise grows with the signal; neighbours on the scan line share a little
                             fresh = _normal(gz, gy, gx, seed + 31)
                             noise = (fresh + 0.3 * last) / 1.044
@@ -238,7 +284,9 @@ def _chromatin(z, y, x, d, w, nucleoli, texture, seed):
     value = EUCHROMATIN + 0.8 * texture + (HETEROCHROMATIN - EUCHROMATIN) * dense
     for m in range(len(nucleoli)):
         s = nucleoli[m]
-        e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (1 + 0.25 * _value_noise(z / 260.0, y / 260.0, x / 260.0, seed + 64))
+        e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (
+            1 + 0.25 * _value_noise(z / 260.0, y / 260.0, x / 260.0, seed + 64)
+        )
         value += (NUCLEOLUS + 12.0 * clump + 0.6 * texture - value) * _filled(e, max(w, 60.0))
     return value
 

@@ -32,9 +32,20 @@ def truth_table(scene: Scene):
     for label in np.unique(scene.segments[:, 7]).astype(int):
         s = scene.segments[scene.segments[:, 7] == label]
         line = np.concatenate([s[:, :3], s[-1:, 3:6]])
-        rows.append({"class": "mitochondrion", "label": int(label), "centre": line.mean(0), "radius_nm": s[0, 6], "length_nm": float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()), "touches": partner.get(int(label), 0)})
+        rows.append(
+            {
+                "class": "mitochondrion",
+                "label": int(label),
+                "centre": line.mean(0),
+                "radius_nm": s[0, 6],
+                "length_nm": float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()),
+                "touches": partner.get(int(label), 0),
+            }
+        )
     for i, s in enumerate(scene.spheres):
-        rows.append({"class": "lysosome" if s[4] == 0 else "vesicle", "label": i + 1, "centre": s[:3], "radius_nm": s[3], "length_nm": 0.0, "touches": 0})
+        rows.append(
+            {"class": "lysosome" if s[4] == 0 else "vesicle", "label": i + 1, "centre": s[:3], "radius_nm": s[3], "length_nm": 0.0, "touches": 0}
+        )
     centres = np.array([r.pop("centre") for r in rows])
     table = {k: [r[k] for r in rows] for k in rows[0]}
     for i, a in enumerate("zyx"):

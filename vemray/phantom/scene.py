@@ -82,11 +82,18 @@ def _make(preset: str, seed: int, voxel_nm, shape) -> Scene:
     waves_cell = _waves(rng, 7, 70.0 if preset == "demo" else 160.0, (900.0, 3200.0))
     lobes = _lobes(rng, a)
     waves_nucleus = _waves(rng, 5, 45.0, (900.0, 2600.0))
-    nucleoli = np.array([[*(lobes[i % len(lobes)][:3] + rng.normal(0, 0.25, 3) * lobes[i % len(lobes)][3]), rng.uniform(0.2, 0.32) * lobes[i % len(lobes)][3]] for i in range(3 if preset == "hela" else 2)])
+    nucleoli = np.array(
+        [
+            [*(lobes[i % len(lobes)][:3] + rng.normal(0, 0.25, 3) * lobes[i % len(lobes)][3]), rng.uniform(0.2, 0.32) * lobes[i % len(lobes)][3]]
+            for i in range(3 if preset == "hela" else 2)
+        ]
+    )
     draft = dict(half_axes=half, waves_cell=waves_cell, lobes=lobes, waves_nucleus=waves_nucleus)
     cytoplasm = 4 / 3 * math.pi * np.prod(half) - sum(4 / 3 * math.pi * r**3 for *_, r in lobes)
     segments, touching, points = _mitochondria(rng, draft, a.mitochondria * cytoplasm)
-    spheres = _spheres(rng, draft, points, [(0, round(a.lysosomes * cytoplasm / 1e9), (140.0, 330.0)), (1, round(a.vesicles * cytoplasm / 1e9), (45.0, 120.0))])
+    spheres = _spheres(
+        rng, draft, points, [(0, round(a.lysosomes * cytoplasm / 1e9), (140.0, 330.0)), (1, round(a.vesicles * cytoplasm / 1e9), (45.0, 120.0))]
+    )
     waves_er = _waves(rng, 6, 1.0, (420.0, 900.0))
     return Scene(preset, seed, size, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, tuple(touching))
 
@@ -128,7 +135,10 @@ def nucleus_distance(p: np.ndarray, lobes: np.ndarray, waves: np.ndarray) -> np.
 
 def _inside(p: np.ndarray, draft: dict, clearance: float) -> bool:
     """Whether all points keep `clearance` from plasma membrane and nucleus."""
-    return bool((cell_distance(p, draft["half_axes"], draft["waves_cell"]) < -clearance).all() and (nucleus_distance(p, draft["lobes"], draft["waves_nucleus"]) > clearance).all())
+    return bool(
+        (cell_distance(p, draft["half_axes"], draft["waves_cell"]) < -clearance).all()
+        and (nucleus_distance(p, draft["lobes"], draft["waves_nucleus"]) > clearance).all()
+    )
 
 
 def _mitochondria(rng, draft: dict, wanted_nm3: float):

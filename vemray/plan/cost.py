@@ -105,7 +105,9 @@ def calibrate(node: Node, stage: Stage) -> float | None:
     if node.key in _rates:
         return _rates[node.key]
     specs = [s for s in _call_specs(node.op, node.inputs, stage.specs)]
-    if len(specs) != len([p for p in node.op.ports if p.name in node.inputs]) and any(not set(p.kinds).isdisjoint({"table", "scalars"}) for p in node.op.ports):
+    if len(specs) != len([p for p in node.op.ports if p.name in node.inputs]) and any(
+        not set(p.kinds).isdisjoint({"table", "scalars"}) for p in node.op.ports
+    ):
         _rates[node.key] = None
         return None
     edge = tuple(min(CALIBRATION_EDGE, n) for n in stage.grid.shape)
@@ -156,25 +158,35 @@ def size(n: float) -> str:
     return ""
 
 
+def _row(c: Cost) -> tuple[str, ...]:
+    return f"{c.blocks:,}", size(c.bytes_read), size(c.bytes_written), f"{c.requests:,}", size(c.memory_bytes)
+
+
 def explain(plan: Plan, workers: int, done: set[str] = frozenset()) -> str:
     """The plan as text: a line a stage, and the sums."""
-    from vemray.run.events import duration
-
     head = ("stage", "what runs in one task", "blocks", "read", "written", "requests", "a task", "time")
-    rows, total, unknown = [], Cost(0, 0, 0, 0, 0, 0.0), False
+    rows, costs = [], []
     for s in plan.stages:
         if s.name in done:
             rows.append((s.name, s.title, "-", "-", "-", "-", "-", "complete"))
             continue
         c = cost(s, plan)
-        unknown |= c.seconds is None
-        rows.append((s.name, s.title, f"{c.blocks:,}", size(c.bytes_read), size(c.bytes_written), f"{c.requests:,}", size(c.memory_bytes), duration(c.seconds / workers) if c.seconds is not None else "model"))
-        total = Cost(total.blocks + c.blocks, total.bytes_read + c.bytes_read, total.bytes_written + c.bytes_written, total.requests + c.requests, max(total.memory_bytes, c.memory_bytes), total.seconds + (c.seconds or 0))
-    rows.append(("all", f"{workers} workers", f"{total.blocks:,}", size(total.bytes_read), size(total.bytes_written), f"{total.requests:,}", size(total.memory_bytes), ("over " if unknown else "") + duration(total.seconds / workers)))
+        costs.append(c)
+        rows.append((s.name, s.title, *_row(c), duration(c.seconds / workers) if c.seconds is not None else "model"))
+    total = Cost(
+        sum(c.blocks for c in costs), sum(c.bytes_read for c in costs), sum(c.bytes_written for c in costs), sum(c.requests for c in costs),
+        max((c.memory_bytes for c in costs), default=0), sum(c.seconds or 0.0 for c in costs),
+    )  # fmt: skip
+    over = "over " if any(c.seconds is None for c in costs) else ""
+    rows.append(("all", f"{workers} workers", *_row(total), over + duration(total.seconds / workers)))
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths))) for r in [head, *rows]]
-    sources = [f"{n}: {s.volume.url}, {' x '.join(map(str, s.volume.shape))} voxels of {s.volume.spacing}, {s.volume.dtype}" for n, s in plan.graph.sources.items()]
-    return "\n".join([*sources, f"blocks of {plan.options.block}, chunks of {plan.options.chunk}; bytes are of decoded voxels; time from a calibration on this machine", "", *lines, "", f"kept: {', '.join(plan.keep)}"])
+    sources = [
+        f"{n}: {s.volume.url}, {' x '.join(map(str, s.volume.shape))} voxels of {s.volume.spacing}, {s.volume.dtype}"
+        for n, s in plan.graph.sources.items()
+    ]
+    how = f"blocks of {plan.options.block}, chunks of {plan.options.chunk}; bytes are of decoded voxels; time from a calibration on this machine"
+    return "\n".join([*sources, how, "", *lines, "", f"kept: {', '.join(plan.keep)}"])
 
 
 def duration(seconds: float | None) -> str:

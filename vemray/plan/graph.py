@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import vemray.models.infer
 from vemray.errors import InputError, RecipeError, nearest
 from vemray.ops import OPERATORS, build, find, parameters
-from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port, Step
+from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port
 from vemray.plan.recipe import Recipe
 from vemray.store.facts import TreeFacts
 from vemray.store.volume import Volume
@@ -132,7 +131,14 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source]) -> Graph:
                 outputs = {name: op.gives}
         except RecipeError as e:
             raise RecipeError(f"{where}{e}") from None
-        key = digest(op.name, op.version, parameters_for_key(op), [file_hash(f) for f in op.files()], op.facts(), {p: [r.partition(".")[2], keys[r]] for p, r in inputs.items()})
+        key = digest(
+            op.name,
+            op.version,
+            parameters_for_key(op),
+            [file_hash(f) for f in op.files()],
+            op.facts(),
+            {p: [r.partition(".")[2], keys[r]] for p, r in inputs.items()},
+        )
         nodes[name] = Node(name, op, dict(inputs), outputs, key, step)
         for out, spec in outputs.items():
             specs[out], keys[out] = spec, key

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vemray.errors import PlanError
 from vemray.geometry import Box, Grid, Int3
-from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Filter, Labeller, Measure
+from vemray.ops.base import ArraySpec, BlockOperator, Filter, Labeller, Measure
 from vemray.plan.graph import Graph, Node, _call_specs, digest
 
 #: a fused task may read this many times what it writes before a scratch volume is cheaper
@@ -264,7 +264,11 @@ def _refuse_what_cannot_fit(plan: Plan) -> None:
         if s.memory_bytes > limit:
             block, chunk = plan.options.block, plan.options.chunk
             smaller = tuple(max(c, b // 2 // c * c) for b, c in zip(block, chunk))
-            hint = f"Use smaller blocks (--block {','.join(map(str, smaller))}) or allow more (--memory)." if smaller != block else "Allow more with --memory."
+            hint = (
+                f"Use smaller blocks (--block {','.join(map(str, smaller))}) or allow more (--memory)."
+                if smaller != block
+                else "Allow more with --memory."
+            )
             raise PlanError(
                 f"stage '{s.name}' ({s.title}) needs {s.memory_bytes / 1e6:,.0f} MB a task with blocks of {s.grid.block_shape}, "
                 f"but a task may use {limit / 1e6:,.0f} MB. {hint}"

@@ -42,9 +42,13 @@ def make_plan(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, sets)
     if isinstance(volumes, str | Path):
         if len(recipe.inputs) != 1:
-            raise InputError(f"the recipe '{recipe.name}' has {len(recipe.inputs)} inputs ({', '.join(recipe.inputs)}): name each, --volume NAME=URL.")
+            raise InputError(
+                f"the recipe '{recipe.name}' has {len(recipe.inputs)} inputs ({', '.join(recipe.inputs)}): name each, --volume NAME=URL."
+            )
         volumes = {next(iter(recipe.inputs)): volumes}
-    sources = {n: v if isinstance(v, Source) else source(n, str(v), recipe.inputs[n].kind if n in recipe.inputs else None) for n, v in volumes.items()}
+    sources = {
+        n: v if isinstance(v, Source) else source(n, str(v), recipe.inputs[n].kind if n in recipe.inputs else None) for n, v in volumes.items()
+    }
     return fuse(resolve(recipe, sources), options)
 
 
@@ -71,8 +75,12 @@ def run(
     out = out if "://" in out else os.path.abspath(out)
     plan = make_plan(recipe, volumes, options, sets)
     for s in plan.graph.sources.values():
-        if access.join(out, "").startswith(access.join(s.volume.url, "")) or access.join(s.volume.url, "").startswith(access.join(out, "volumes", "")):
-            raise InputError(f"the output {out} and the input {s.volume.url} lie inside each other. Inputs are never written to: choose another --out.")
+        if access.join(out, "").startswith(access.join(s.volume.url, "")) or access.join(s.volume.url, "").startswith(
+            access.join(out, "volumes", "")
+        ):
+            raise InputError(
+                f"the output {out} and the input {s.volume.url} lie inside each other. Inputs are never written to: choose another --out."
+            )
     access.probe(out, write=True)
     lease = Lease(out)
     lease.take()
@@ -80,7 +88,9 @@ def run(
     dataset = dataset or next((Path(s.volume.url.rstrip("/")).name.split(".")[0] for s in plan.graph.sources.values()), plan.graph.recipe.name)
     record = provenance(plan, dataset, run_id)
     owned = runner is None or isinstance(runner, str)
-    events = Events(*(listeners or (Lines(),)), JsonLines(out, run_id), Status(out, {"run": run_id, "state": "running", "recipe": plan.graph.recipe.name}))
+    events = Events(
+        *(listeners or (Lines(),)), JsonLines(out, run_id), Status(out, {"run": run_id, "state": "running", "recipe": plan.graph.recipe.name})
+    )
     engine = None
     t0 = time.time()
     try:

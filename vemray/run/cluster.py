@@ -141,11 +141,15 @@ class RayRunner:
     def pool(self, work, memory_bytes: int, actors: bool = False) -> TaskPool:
         have = max((n["Resources"].get("memory", 0) for n in ray.nodes() if n["Alive"]), default=0)
         if memory_bytes > have:
-            raise PlanError(f"stage '{work.stage}' declares {memory_bytes / 1e6:,.0f} MB a task, but the largest node offers Ray {have / 1e6:,.0f} MB.")
+            raise PlanError(
+                f"stage '{work.stage}' declares {memory_bytes / 1e6:,.0f} MB a task, but the largest node offers Ray {have / 1e6:,.0f} MB."
+            )
         return (ActorPool if actors else TaskPool)(self, work, memory_bytes)
 
     def call(self, fn, *args, memory_bytes: int = 0) -> Any:
-        return ray.remote(_call).options(num_cpus=1, memory=memory_bytes or None, max_retries=RETRIES, retry_exceptions=[StorageError]).remote(fn, *args)
+        return (
+            ray.remote(_call).options(num_cpus=1, memory=memory_bytes or None, max_retries=RETRIES, retry_exceptions=[StorageError]).remote(fn, *args)
+        )
 
     def get(self, handle: Any) -> Any:
         return _get(handle)

@@ -1,8 +1,8 @@
 """Runs a plan: stage after stage, block after block, each finished group into the ledger, so that any crash resumes.
 
-    Runner: .name .workers .window
-            .pool(work, memory_bytes, actors) -> pool with .submit(index), .wait() -> [(index, stats, handle)], .in_flight, .close()
-            .call(fn, *args) -> handle (args may be handles)       .get(handle) -> value       .close()
+Runner: .name .workers .window
+        .pool(work, memory_bytes, actors) -> pool with .submit(index), .wait() -> [(index, stats, handle)], .in_flight, .close()
+        .call(fn, *args) -> handle (args may be handles)       .get(handle) -> value       .close()
 """
 
 from __future__ import annotations

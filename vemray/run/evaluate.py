@@ -11,7 +11,9 @@ from vemray.store import access
 from vemray.store.table import read_json, write_json
 
 
-def evaluate(predicted: str, truth: str, *, runner="ray", workers: int | None = None, block=(256, 256, 256), thresholds=None, quiet: bool = True) -> dict:
+def evaluate(
+    predicted: str, truth: str, *, runner="ray", workers: int | None = None, block=(256, 256, 256), thresholds=None, quiet: bool = True
+) -> dict:
     """Voxel, object and partition agreement of two label (or mask) volumes of one shape. Returns a dict of plain numbers."""
     sources = {"predicted": source("predicted", predicted), "truth": source("truth", truth)}
     recipe = {

@@ -69,7 +69,9 @@ class Status:
         kind = e["event"]
         stages = self.state.setdefault("stages", {})
         if kind == "plan":
-            stages.update({s["name"]: {"title": s["title"], "blocks": s["blocks"], "all": s["blocks"], "done": 0, "state": "waiting"} for s in e["stages"]})
+            stages.update(
+                {s["name"]: {"title": s["title"], "blocks": s["blocks"], "all": s["blocks"], "done": 0, "state": "waiting"} for s in e["stages"]}
+            )
         elif kind == "stage":
             stages[e["stage"]].update(state="running", pass_name=e["pass_name"], blocks=e["blocks"], done=e["done"], started=e["t"])
         elif kind == "blocks":
@@ -118,7 +120,12 @@ class Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), transient=False
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            transient=False,
         )
         self.tasks: dict[str, Any] = {}
         self.progress.start()

@@ -142,7 +142,9 @@ def cropped(array: np.ndarray, site: Site) -> np.ndarray:
         return array
     if array.shape == site.read.shape:
         return array[site.crop]
-    raise VolumeError(f"the operator gave an array of {array.shape}; it must cover the read box {site.read.shape} or the write box {site.write.shape}")
+    raise VolumeError(
+        f"the operator gave an array of {array.shape}; it must cover the read box {site.read.shape} or the write box {site.write.shape}"
+    )
 
 
 class MapWork(Work):

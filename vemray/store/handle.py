@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vemray.errors import StorageError, VolumeError
-from vemray.geometry import Box, Grid, Int3, Spacing
+from vemray.geometry import ArraySpec, Box, Grid, Int3, Kind, Spacing
 from vemray.store import access, metadata, pyramid, shards
 from vemray.store.pyramid import Level
 
 if TYPE_CHECKING:
     import xarray
-
-    from vemray.ops.base import ArraySpec, Kind
 
 KINDS = ("image", "probability", "mask", "labels")
 
@@ -48,8 +46,6 @@ class Volume:
 
     @property
     def spec(self) -> ArraySpec:
-        from vemray.ops.base import ArraySpec
-
         return ArraySpec(self.shape, self.dtype, self.spacing, self.kind)
 
     @property

@@ -25,14 +25,14 @@ class Settings:
     """How to train. Steps, not seconds: the same seed gives the same network on the same machine."""
 
     steps: Annotated[int, Field(gt=0, description="optimiser steps")] = 400
-    batch: Annotated[int, Field(gt=0, description="crops a step")] = 8
+    batch: Annotated[int, Field(gt=0, description="crops a step")] = 4
     crop: Annotated[int, Field(gt=0, description="edge of a crop in pixels")] = 160
-    base: Annotated[int, Field(gt=0, description="channels of the first level")] = 16
-    depth: Annotated[int, Field(gt=0, description="times the network halves the plane")] = 3
+    base: Annotated[int, Field(gt=0, description="channels of the first level")] = 8
+    depth: Annotated[int, Field(gt=0, description="times the network halves the plane")] = 4
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     validation: Annotated[float, Field(ge=0, lt=1, description="share of the planes, in one run at the end of the stack, kept for validation")] = 0.2
     seed: int = 1
-    threads: Annotated[int, Field(gt=0, description="threads of the optimiser; part of what makes a training repeatable")] = 2
+    threads: Annotated[int, Field(gt=0, description="threads of the optimiser; part of what makes a training repeatable. More than one is slower on a busy machine")] = 1
 
 
 @dataclass

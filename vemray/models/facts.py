@@ -1,0 +1,114 @@
+"""What must be known of a network to run it. It travels inside the model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from vemray.errors import ModelError
+
+FORMAT = 1
+
+
+class Normalisation(pydantic.BaseModel):
+    """How grey values become the network's input, from the whole volume's histogram and never from a tile.
+
+    percentile: (value - a) / (b - a), where a and b are the percentiles `low` and `high` of the volume;
+    fixed: (value - low) / (high - low); standard: (value - mean) / standard deviation of the volume."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    method: Literal["percentile", "fixed", "standard"] = "percentile"
+    low: float = 1.0
+    high: float = 99.0
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self):
+        if self.method != "standard" and not self.high > self.low:
+            raise ValueError(f"high ({self.high:g}) must be above low ({self.low:g})")
+        if self.method == "percentile" and not (0 <= self.low and self.high <= 100):
+            raise ValueError("percentiles lie between 0 and 100")
+        return self
+
+    @property
+    def needs_histogram(self) -> bool:
+        return self.method != "fixed"
+
+    def constants(self, histogram: dict | None) -> tuple[np.float32, np.float32]:
+        """(offset, scale): the network's input is (value - offset) * scale. `histogram` as the operator of that name gives it."""
+        from vemray.ops.histogram import percentile
+
+        if self.method == "standard":
+            low, width = histogram["mean"], histogram["std"]
+        elif self.method == "percentile":
+            low = percentile(histogram, self.low)
+            width = percentile(histogram, self.high) - low
+        else:
+            low, width = self.low, self.high - self.low
+        return np.float32(low), np.float32(1 / width if width > 0 else 1.0)
+
+
+class Facts(pydantic.BaseModel):
+    """`classes` name the output channels, the first is the background. `voxel_nm`: ZYX of what it was trained on. `stride` (the network's
+    total stride) and `halo` (its receptive field to each side, rounded up to the stride) in voxels, one number or one an axis of the network."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    format: int = FORMAT
+    classes: list[str] = pydantic.Field(min_length=1, max_length=256)
+    dims: Literal[2, 3] = 2
+    channels: pydantic.PositiveInt = 1
+    voxel_nm: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat]
+    normalisation: Normalisation = Normalisation()
+    #: what has to be applied to the output to make probabilities; 'none' where the network does it itself
+    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    stride: pydantic.PositiveInt | list[pydantic.PositiveInt]
+    halo: pydantic.NonNegativeInt | list[pydantic.NonNegativeInt]
+    #: the only input size that the network takes, (Y, X) or (Z, Y, X); None: every multiple of the stride
+    window: list[pydantic.PositiveInt] | None = None
+    #: the only batch size that the network takes; None: every
+    batch: pydantic.PositiveInt | None = None
+    #: bytes that predicting takes for each voxel of the input
+    memory: pydantic.PositiveFloat = 1024.0
+    network: dict[str, Any] | None = None
+    training: dict[str, Any] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self):
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have the same name")
+        for name in ("stride", "halo", "window"):
+            v = getattr(self, name)
+            if isinstance(v, list) and len(v) != self.dims:
+                raise ValueError(f"{name} must have {self.dims} numbers, one an axis of the network")
+        if any(h % s for h, s in zip(self.halos, self.strides)):
+            raise ValueError(f"halo {self.halo} must be a multiple of the stride {self.stride}")
+        if self.window and any(w % s or w <= 2 * h for w, s, h in zip(self.zyx(self.window, 1), self.strides, self.halos)):
+            raise ValueError(f"window {self.window} must be a multiple of the stride and larger than twice the halo")
+        return self
+
+    def zyx(self, value: int | list[int], z: int) -> tuple[int, int, int]:
+        """A number or one an axis as three; `z` for a 2D network, which takes each plane by itself."""
+        per_axis = [value] * self.dims if isinstance(value, int) else value
+        return tuple(([z] if self.dims == 2 else []) + per_axis)
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        return self.zyx(self.stride, 1)
+
+    @property
+    def halos(self) -> tuple[int, int, int]:
+        return self.zyx(self.halo, 0)
+
+
+def parse(data: bytes, path: Path) -> Facts:
+    """Facts from JSON. ModelError names the file and the first thing that is wrong."""
+    try:
+        facts = Facts.model_validate_json(data)
+    except pydantic.ValidationError as e:
+        p = e.errors()[0]
+        raise ModelError(f"{path}: its facts cannot be used: {'.'.join(map(str, p['loc'])) or 'all'}: {p['msg']}.") from None
+    if facts.format > FORMAT:
+        raise ModelError(f"{path} was written by a newer vemray (format {facts.format}; this one reads up to {FORMAT}).")
+    return facts

@@ -1,0 +1,169 @@
+"""The native model file: a zip of model.json (the facts) and weights.npz (plain arrays, no pickle). And networks run by torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import io
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from vemray.errors import MissingExtra, ModelError
+from vemray.models.facts import Facts, parse
+from vemray.models.files import Model
+
+#: no model file may unpack to more
+MAX_BYTES = 4 << 30
+
+
+class TorchModel(Model):
+    """`module` run by torch in inference mode, with batch normalisation folded away, in float32. On the CPU always in one thread, since the last
+    bit differs between one thread and two."""
+
+    def __init__(self, facts: Facts, module, device: str = "cpu", path: str | Path = "model"):
+        import torch
+
+        from vemray.models.networks import folded
+
+        self.facts, self.device, self.path = facts, device, str(path)
+        if device == "cuda":
+            if not torch.cuda.is_available():
+                raise ModelError(f"{path}: device cuda was asked for, but torch finds no GPU on this machine.")
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        else:
+            keep_freed_memory()
+        self.format = torch.channels_last if facts.dims == 2 else torch.channels_last_3d
+        self.module = folded(module.eval()).to(device).to(memory_format=self.format)
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        import torch
+
+        self.check_input(batch)
+        threads = torch.get_num_threads()
+        try:
+            if threads != 1:  # a setting of the calling thread, so it is looked at for each call
+                torch.set_num_threads(1)
+            with torch.inference_mode():
+                x = torch.from_numpy(np.ascontiguousarray(batch, np.float32)).to(self.device).contiguous(memory_format=self.format)
+                y = self.module(x)
+                self.check_output(y, self.path)
+                y = y.softmax(1) if self.facts.activation == "softmax" else y.sigmoid() if self.facts.activation == "sigmoid" else y
+                return y.float().cpu().numpy()
+        except RuntimeError as e:
+            raise ModelError(f"{self.path}: the network cannot take a batch of {batch.shape}: {str(e).splitlines()[0]}") from e
+        finally:
+            if threads != 1:
+                torch.set_num_threads(threads)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next layer instead of giving it back to the kernel, which would zero it page by page again:
+    a U-Net on planes of 1024 x 1024 gets 1.5 times as fast. Threads that already run keep their own small heaps, which cannot do so."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
+        mallopt(option, value)
+
+
+def save(path: str | Path, module, facts: Facts) -> None:
+    from vemray.models.networks import NETWORKS
+
+    name = next((n for n, c in NETWORKS.items() if type(module) is c), None)
+    if name is None:
+        raise ModelError(f"{type(module).__name__} is none of vemray's networks ({', '.join(NETWORKS)}): save it as ONNX.")
+    facts = facts.model_copy(update={"network": {"name": name, **module.config}, "memory": module.memory})
+    weights = io.BytesIO()
+    np.savez(weights, **{k: v.detach().cpu().numpy() for k, v in module.state_dict().items()})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w") as z:
+        for member, data in (("model.json", facts.model_dump_json(indent=1).encode()), ("weights.npz", weights.getvalue())):
+            z.writestr(zipfile.ZipInfo(member, (2020, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)  # a fixed time: same weights, same bytes
+    partial.replace(path)
+
+
+def read_facts(path: Path) -> Facts:
+    return parse(members(path, ("model.json",))["model.json"], path)
+
+
+def read(path: Path, device: str) -> TorchModel:
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtra("torch", "torch", "Running a model") from None
+    from vemray.models.networks import NETWORKS
+
+    parts = members(path, ("model.json", "weights.npz"))
+    facts = parse(parts["model.json"], path)
+    config = dict(facts.network or {})
+    name = config.pop("name", None)
+    if name not in NETWORKS:
+        raise ModelError(f"{path} names the network '{name}', which this vemray does not have ({', '.join(NETWORKS)}).")
+    try:
+        with torch.device("meta"):  # no memory yet: the file's numbers are not trusted before the weights fit them
+            module = NETWORKS[name](**config)
+    except (TypeError, ModelError) as e:
+        raise ModelError(f"{path}: its network cannot be built: {e}") from None
+    if config.get("classes") != len(facts.classes) or module.config["in_channels"] != facts.channels or module.config["dims"] != facts.dims:
+        raise ModelError(
+            f"{path}: the network ({module.config['dims']}D, {module.config['in_channels']} channels in, {module.config['classes']} out) does not fit "
+            f"its facts ({facts.channels} channels, classes {', '.join(facts.classes)}, {facts.dims}D)."
+        )
+    if facts.strides != facts.zyx(module.stride, 1) or any(a < b for a, b in zip(facts.halos, facts.zyx(module.halo, 0))):
+        raise ModelError(f"{path}: stride {facts.stride} and halo {facts.halo} do not fit the network, which has {module.stride} and {module.halo}.")
+    state = module.state_dict()
+    arrays = weights(parts["weights.npz"], {k: tuple(v.shape) for k, v in state.items()}, path)
+    module.load_state_dict({k: torch.from_numpy(a).to(state[k].dtype) for k, a in arrays.items()}, assign=True)
+    return TorchModel(facts, module, device, path)
+
+
+def members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+    """The wanted members of a zip, read in memory: nothing is unpacked to disk, so no path can escape."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            sizes = {i.filename: i.file_size for i in z.infolist()}
+            missing = [w for w in wanted if w not in sizes]
+            if missing:
+                raise ModelError(f"{path} is not a vemray model: it has no {missing[0]}.")
+            if sum(sizes[w] for w in wanted) > MAX_BYTES:
+                raise ModelError(f"{path} would unpack to more than {MAX_BYTES / 1e9:.0f} GB: refused.")
+            return {w: z.read(w) for w in wanted}
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as e:
+        raise ModelError(f"{path} cannot be read as a model: {e}. The file may be truncated.") from None
+
+
+def weights(data: bytes, shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an npz by name. Each header must name the shape the network wants before anything of that size is made."""
+    out = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
+            names = {n.removesuffix(".npy") for n in z.namelist()}
+            if names != set(shapes):
+                odd = min(names ^ set(shapes))
+                raise ModelError(f"{path}: weights and network do not fit: '{odd}' is not in the {'file' if odd in shapes else 'network'}.")
+            for key, shape in shapes.items():
+                with z.open(key + ".npy") as f:
+                    version = np.lib.format.read_magic(f)
+                    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    found, fortran, dtype = header(f)
+                    if found != shape or fortran or dtype.kind not in "fi":
+                        raise ModelError(f"{path}: weights and network do not fit: '{key}' is {dtype} {found} where the network has {shape}.")
+                    n = int(np.prod(shape)) * dtype.itemsize
+                    raw = f.read(n)
+                    if len(raw) != n:
+                        raise ModelError(f"{path}: the weights '{key}' are truncated.")
+                    out[key] = np.frombuffer(bytearray(raw), dtype).reshape(shape)
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as e:
+        raise ModelError(f"{path}: its weights cannot be read: {e}. The file may be truncated.") from None
+    return out

@@ -1,0 +1,148 @@
+"""ONNX files, run by ONNX Runtime. What the graph does not say (classes, voxel size, normalisation, stride, halo) is read from the file's
+metadata or from a sidecar FILE.onnx.json; what it does say (channels, fixed sizes) is taken from the graph."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from vemray.errors import MissingExtra, ModelError
+from vemray.models.facts import Facts, parse
+from vemray.models.files import Model
+
+MAX_BYTES = 2 << 30  # protobuf's own limit
+
+
+class OnnxModel(Model):
+    def __init__(self, facts: Facts, data: bytes, device: str = "cpu", path: str | Path = "model"):
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise MissingExtra("onnxruntime", "torch", "Running an ONNX model") from None
+        if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise ModelError(f"{path}: this ONNX Runtime cannot use a GPU. Install onnxruntime-gpu, or use device: cpu.")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.use_deterministic_compute = True
+        try:
+            self.session = ort.InferenceSession(data, options, providers=["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"])
+        except Exception as e:
+            raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
+        self.facts, self.path, self.input = facts, str(path), self.session.get_inputs()[0].name
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        self.check_input(batch)
+        try:
+            y = self.session.run(None, {self.input: np.ascontiguousarray(batch, np.float32)})[0]
+        except Exception as e:
+            raise ModelError(f"{self.path}: the network cannot take a batch of {batch.shape}: {str(e).splitlines()[0]}") from None
+        if y.ndim != batch.ndim or y.shape[2:] != batch.shape[2:]:
+            raise ModelError(f"{self.path}: the network turns {batch.shape} into {y.shape}; its output must have the input's size.")
+        self.check_output(y, self.path)
+        if self.facts.activation == "softmax":
+            y = np.exp(y - y.max(axis=1, keepdims=True))
+            y /= y.sum(axis=1, keepdims=True)
+        elif self.facts.activation == "sigmoid":
+            y = 1 / (1 + np.exp(-y))
+        return y.astype(np.float32, copy=False)
+
+
+def _proto(path: Path):
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtra("onnx", "torch", "Reading an ONNX model") from None
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"{path} is larger than {MAX_BYTES >> 30} GB, which no ONNX file in one piece can be.")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as e:
+        raise ModelError(f"{path} cannot be read as ONNX: {str(e).splitlines()[0]}. The file may be truncated.") from None
+    if not proto.graph.node or not proto.graph.input:
+        raise ModelError(f"{path} cannot be read as ONNX: it holds no graph. The file may be truncated.")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise ModelError(f"{path} keeps its weights in another file. Put them inside: onnx.save(onnx.load(FILE), OUT).")
+    return proto
+
+
+def read_facts(path: Path) -> Facts:
+    proto = _proto(path)
+    sidecar = path.with_name(path.name + ".json")
+    stored = next((p.value.encode() for p in proto.metadata_props if p.key == "vemray"), None)
+    if sidecar.exists():
+        facts = parse(sidecar.read_bytes(), sidecar)
+    elif stored is not None:
+        facts = parse(stored, path)
+    else:
+        example = {"classes": ["background", "mitochondria"], "voxel_nm": [8, 8, 8], "stride": 16, "halo": 96, "activation": "softmax"}
+        raise ModelError(
+            f"{path} does not say what vemray must know: classes, voxel size, normalisation, stride, halo, and whether softmax or sigmoid is "
+            f"still to be applied. Write it into {sidecar.name}, for example {json.dumps(example)}."
+        )
+    return _with_graph(facts, proto, path)
+
+
+def _with_graph(facts: Facts, proto, path: Path) -> Facts:
+    """The facts, checked against the graph and filled from it: it is the graph that runs."""
+    weights = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in weights]
+    if len(inputs) != 1:
+        raise ModelError(f"{path} takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); a segmentation network takes one image.")
+    shape = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim]  # None where it is free
+    shown = "(" + ", ".join("?" if n is None else str(n) for n in shape) + ")"
+    if len(shape) != facts.dims + 2:
+        axes = "(batch, channel, z, y, x)" if facts.dims == 3 else "(batch, channel, y, x)"
+        raise ModelError(f"{path}: the graph's input is {shown}; a {facts.dims}D network takes {axes}.")
+    if shape[1] is not None and shape[1] != facts.channels:
+        raise ModelError(f"{path}: the graph's input {shown} has {shape[1]} channels, its facts say {facts.channels}.")
+    given = proto.graph.output[0].type.tensor_type.shape.dim
+    if len(given) > 1 and given[1].dim_value and given[1].dim_value != len(facts.classes):
+        raise ModelError(f"{path}: the graph gives {given[1].dim_value} channels for {len(facts.classes)} classes ({', '.join(facts.classes)}).")
+    update: dict = {}
+    if any(shape[2:]):
+        if not all(shape[2:]):
+            raise ModelError(f"{path}: the graph fixes some edges of its input {shown} and not others. Export it with all of them free or all fixed.")
+        update["window"] = shape[2:]
+    if shape[0] is not None:
+        update["batch"] = shape[0]
+    if not update:
+        return facts
+    return parse(json.dumps({**facts.model_dump(mode="json"), **update}).encode(), path)
+
+
+def read(path: Path, device: str) -> OnnxModel:
+    return OnnxModel(read_facts(path), path.read_bytes(), device, path)
+
+
+def save(path: str | Path, model) -> None:
+    """Export a torch model with its facts in the metadata; the activation stays outside, as the facts say."""
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtra("onnx", "torch", "Writing an ONNX model") from None
+    import copy
+
+    import torch
+
+    facts = model.facts
+    x = torch.zeros((2, facts.channels, *[max(2 * s, 32) for s in facts.strides[-facts.dims :]]))
+    axes = {0: "batch", **{i + 2: a for i, a in enumerate("zyx"[-facts.dims :])}}
+    data = io.BytesIO()
+    module = copy.deepcopy(model.module).cpu().to(memory_format=torch.contiguous_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter without onnxscript is the old one, which says so
+        names = {"input_names": ["image"], "output_names": ["scores"], "dynamic_axes": {"image": axes, "scores": axes}}
+        torch.onnx.export(module, (x,), data, dynamo=False, opset_version=18, **names)
+    proto = onnx.load_from_string(data.getvalue())
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "vemray", facts.model_copy(update={"network": None}).model_dump_json()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(proto.SerializeToString())
+    partial.replace(path)

@@ -1,0 +1,39 @@
+"""Arrays of tiles: taken from the image, added up for blending."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Sums:
+    """Weighted sums over a box, float32, tiles added in the order of the grid."""
+
+    def __init__(self, shape: Int3, layers: list[list[int]]):
+        self.layers = layers
+        self.sums = np.zeros((len(layers), *shape), np.float32)
+        self.weights = np.zeros(shape, np.float32)
+
+    def add(self, values: np.ndarray, weights: np.ndarray, at) -> None:
+        for total, channels in zip(self.sums, self.layers):
+            total[at] += weights * added(values, channels)
+        self.weights[at] += weights
+
+    def mean(self) -> np.ndarray:
+        for total in self.sums:
+            total /= self.weights
+        return self.sums
+
+
+def taken(image: np.ndarray, at: list[np.ndarray]) -> np.ndarray:
+    """image[np.ix_(*at)], as a slice where the indices run on without a reflection."""
+    if all(len(i) == i[-1] - i[0] + 1 for i in at):
+        return image[tuple(slice(int(i[0]), int(i[-1]) + 1) for i in at)]
+    return image[np.ix_(*at)]
+
+
+def added(scores: np.ndarray, channels: list[int]) -> np.ndarray:
+    """Sum of the channels of (classes, ...), in order."""
+    value = scores[channels[0]]
+    for c in channels[1:]:
+        value = value + scores[c]
+    return value
