@@ -29,7 +29,7 @@ out: demo.vemray
 classes: [{classes}]
 volumes:
   - {{volume: "{volume}", planes: annotation}}
-settings: {{steps: {steps}, seed: 1, validation: 0.0}}
+settings: {{steps: {steps}, batch: 6, crop: 128, depth: 3, validation: 0.0, seed: 1}}
 """
 
 
@@ -48,8 +48,8 @@ def annotate(results: Results, seed: int, folder: Path) -> None:
     import tifffile
 
     folder.mkdir(parents=True, exist_ok=True)
-    truth = {n: whole(results, f"phantom.{n}") for n in ("cell", "nucleus", "mitochondria")}
-    for z, plane in sparse_annotation(Scene.make("demo", seed), truth, every=8, fraction=0.5).items():
+    truth = {n: whole(results, f"phantom.{n}") for n in ("cell", "nucleus", "mitochondria", "lysosomes")}
+    for z, plane in sparse_annotation(Scene.make("demo", seed), truth, every=6, fraction=0.6).items():
         tifffile.imwrite(folder / f"plane_{z:04d}.tif", plane, compression="zlib")
 
 
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         head(f"1. two synthetic HeLa cells: seed {a.train_seed} to learn from, seed {a.seed} to profile")
         school = phantom(access.join(out, f"phantom-{a.train_seed}"), a.train_seed, runner, lines)
         cell = phantom(access.join(out, f"phantom-{a.seed}"), a.seed, runner, lines)
-        head("2. painting: about half of every eighth plane")
+        head("2. painting: about two thirds of every sixth plane")
         annotate(school, a.train_seed, work / "annotation")
         (work / "train.yaml").write_text(TRAIN.format(classes=", ".join(CLASSES), volume=school.volumes["phantom.em"].url, steps=a.steps))
         head("3. training a small U-Net on the painted planes alone")

@@ -78,7 +78,7 @@ def test_measure_rides_on_the_labels_and_keys_follow_content(mask_url):
 
 def test_what_cannot_fit_is_refused_with_numbers(mask_url):
     with pytest.raises(PlanError, match=r"needs \d+ MB a task .* may use \d+ MB\. Use smaller blocks"):
-        make_plan(GOOD, mask_url, Options((256, 256, 256), (64, 64, 64), memory_bytes=10_000_000))
+        make_plan(GOOD, mask_url, Options((256, 256, 256), (64, 64, 64), memory_bytes=1_000_000))
     with pytest.raises(PlanError, match="not a multiple of the chunk"):
         Options((100, 64, 64), (64, 64, 64))
 

@@ -6,18 +6,8 @@ import numpy as np
 from numba import njit
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
-RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = (
-    205.0,
-    168.0,
-    62.0,
-    128.0,
-    78.0,
-    172.0,
-    118.0,
-    108.0,
-    116.0,
-    188.0,
-)
+RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA = 205.0, 160.0, 58.0, 124.0, 76.0
+EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 180.0, 120.0, 108.0, 114.0, 188.0
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -146,9 +136,9 @@ def _culled(items, radius_at, lo, hi, margin, ends, out):
 
 @njit(cache=True, nogil=True)
 def render(
-    start, shape, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, seed, sigma, em, cell, nucleus, mito
+    start, shape, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, seed, sigma, em, cell, nucleus, mito, lysosome
 ):
-    """Fill em (uint8), cell and nucleus (bool), mito (uint64), all of `shape`, for the box that begins at voxel `start`."""
+    """Fill em (uint8), cell and nucleus (bool), mito and lysosome (uint64 labels), all of `shape`, for the box that begins at voxel `start`."""
     nz, ny, nx = shape
     brick = 16
     w = max(spacing[0], spacing[1], spacing[2]) * 1.15  # the beam and the slice blur a little more than a voxel
@@ -217,6 +207,10 @@ def render(
                             cell[i, j, k] = d_cell < 0
                             nucleus[i, j, k] = d_nucleus < 0
                             mito[i, j, k] = label
+                            for m in range(n_sph):
+                                ball = spheres[near_sph[m]]
+                                if ball[4] == 0 and (z - ball[0]) ** 2 + (y - ball[1]) ** 2 + (x - ball[2]) ** 2 < ball[3] * ball[3]:
+                                    lysosome[i, j, k] = near_sph[m] + 1
 
 
 @njit(cache=True, nogil=True)

@@ -21,7 +21,7 @@ Shape = Annotated[tuple[int, int, int] | None, Field(description="voxels ZYX aro
 @register("phantom")
 @dataclass(frozen=True)
 class Phantom(Filter):
-    """A synthetic HeLa FIB-SEM volume with its truth: outputs `em`, `cell`, `nucleus`, `mitochondria`."""
+    """A synthetic HeLa FIB-SEM volume with its truth: outputs `em`, `cell`, `nucleus`, `mitochondria`, `lysosomes`."""
 
     ports = ()
 
@@ -40,11 +40,11 @@ class Phantom(Filter):
 
     def output(self) -> dict[str, ArraySpec]:
         s = self.scene
-        kinds = {"em": ("uint8", "image"), "cell": ("bool", "mask"), "nucleus": ("bool", "mask"), "mitochondria": ("uint64", "labels")}
+        kinds = {"em": ("uint8", "image"), "cell": ("bool", "mask"), "nucleus": ("bool", "mask"), "mitochondria": ("uint64", "labels"), "lysosomes": ("uint64", "labels")}
         return {name: ArraySpec(s.shape, dtype, s.spacing, kind) for name, (dtype, kind) in kinds.items()}
 
     def memory(self) -> float:
-        return 12
+        return 20
 
     def __call__(self, *, site: Site) -> dict[str, np.ndarray]:
         return render(self.scene, site.write)

@@ -9,18 +9,20 @@ from vemray.phantom import kernels
 from vemray.phantom.scene import Scene, cell_distance, nucleus_distance
 
 #: standard deviation of the noise at grey 160; sets the contrast-to-noise ratio to that of the real volume (docs/phantom.md)
-NOISE = 4.4
+NOISE = 3.3
 
 
 def render(scene: Scene, box: Box) -> dict[str, np.ndarray]:
-    """`em` uint8, `cell` bool, `nucleus` bool, `mitochondria` uint64 over `box` (voxels, ZYX). A voxel belongs to the structure its centre is in."""
+    """`em` uint8; `cell`, `nucleus` bool; `mitochondria`, `lysosomes` uint64 labels over `box` (voxels, ZYX). A voxel belongs to the structure its
+    centre is in."""
     shape = box.shape
-    em, cell, nucleus, mito = np.zeros(shape, np.uint8), np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.uint64)
+    em, cell, nucleus = np.zeros(shape, np.uint8), np.zeros(shape, bool), np.zeros(shape, bool)
+    mito, lysosome = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
     kernels.render(
-        np.array(box.start, np.int64), shape, np.array(scene.spacing.zyx), scene.centre, scene.half_axes, scene.waves_cell, scene.lobes, scene.waves_nucleus,
-        scene.nucleoli, scene.segments, scene.spheres, scene.waves_er, scene.seed * 1000, NOISE, em, cell, nucleus, mito,
+        np.array(box.start, np.int64), shape, np.array(scene.spacing.zyx), scene.centre, scene.half_axes, scene.waves_cell, scene.lobes,
+        scene.waves_nucleus, scene.nucleoli, scene.segments, scene.spheres, scene.waves_er, scene.seed * 1000, NOISE, em, cell, nucleus, mito, lysosome,
     )  # fmt: skip
-    return {"em": em, "cell": cell, "nucleus": nucleus, "mitochondria": mito}
+    return {"em": em, "cell": cell, "nucleus": nucleus, "mitochondria": mito, "lysosomes": lysosome}
 
 
 def truth_table(scene: Scene):

@@ -7,7 +7,7 @@ import numpy as np
 from vemray.phantom.scene import Scene
 
 #: labels of `sparse_annotation`; 0 is unlabelled
-CLASSES = ("resin", "cytoplasm", "nucleus", "mitochondria")
+CLASSES = ("resin", "cytoplasm", "nucleus", "mitochondria", "lysosomes")
 
 
 def contrast_to_noise(image: np.ndarray, membrane: np.ndarray, cytosol: np.ndarray) -> float:
@@ -39,10 +39,11 @@ def membrane_and_cytosol(labels: np.ndarray, spacing_nm: tuple[float, float, flo
 
 
 def sparse_annotation(scene: Scene, truth: dict[str, np.ndarray], every: int = 10, fraction: float = 0.5, seed: int = 1) -> dict[int, np.ndarray]:
-    """Partly painted planes, z -> uint8 (Y, X): 0 unlabelled, then resin, cytoplasm, nucleus, mitochondria (CLASSES).
+    """Partly painted planes, z -> uint8 (Y, X): 0 unlabelled, then the CLASSES from 1.
 
-    `truth`: `render(scene, whole)`. Every `every`-th plane is painted; of its mitochondria and of square patches of the rest about `fraction`, and a
-    thin line between cytoplasm and organelle is left out, as a hurried person leaves it."""
+    `truth`: `render(scene, whole)`. Every `every`-th plane is painted; of its organelles and of square patches of the rest about `fraction`, and a
+    thin line between cytoplasm and organelle is left out, as a hurried person leaves it. Lysosomes, which look like mitochondria, are painted as a
+    class of their own: the network must be shown what it shall not take."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
     rng = np.random.default_rng([seed, scene.seed, 3])
@@ -60,17 +61,18 @@ def sparse_annotation(scene: Scene, truth: dict[str, np.ndarray], every: int = 1
                 if rng.random() < fraction:
                     part = (slice(y, y + tile), slice(x, x + tile))
                     plane[part] = full[part]
-        organelle = mito > 0
+        organelle = (mito > 0) | (truth["lysosomes"][z] > 0)
         plane[organelle] = 0
         near = binary_dilation(organelle) & ~organelle
         unsure = near & (rng.random(cell.shape) < 0.5)
         plane[unsure] = 0
-        for label in np.unique(mito[organelle]):
-            if rng.random() < fraction:
-                one = mito == label
-                plane[one] = 4
-                ring = binary_dilation(one, iterations=4) & ~organelle
-                plane[ring & ~unsure] = full[ring & ~unsure]
+        for labels, value in ((mito, 4), (truth["lysosomes"][z], 5)):
+            for label in np.unique(labels[labels > 0]):
+                if rng.random() < fraction:
+                    one = labels == label
+                    plane[one] = value
+                    ring = binary_dilation(one, iterations=4) & ~organelle
+                    plane[ring & ~unsure] = full[ring & ~unsure]
         edge = nucleus & ~binary_erosion(nucleus)
         plane[edge & (rng.random(cell.shape) < 0.3)] = 0
         out[z] = plane

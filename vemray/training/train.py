@@ -111,12 +111,14 @@ def train(
     # the mean of the late weights generalises better than the last ones, and costs nothing (Izmailov et al. 2018)
     average = copy.deepcopy(network)
     best, best_state, best_step, history = -1.0, None, 0, []
+    # between equal weight a pixel and equal weight a class
+    weight = torch.from_numpy(np.minimum(np.sqrt(painted[1:].max() / painted[1:]), 12.0).astype(np.float32))
     start = time.time()
     for step in range(1, settings.steps + 1):
         network.train()
         images, labels = sampler.draw(settings.batch)
         x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-        loss = _loss(network(x), torch.from_numpy(labels))
+        loss = _loss(network(x), torch.from_numpy(labels), weight)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -156,13 +158,14 @@ def _split(planes: list[Plane], share: float, classes: int) -> tuple[list[Plane]
     return planes, planes
 
 
-def _loss(scores, labels):
-    """Cross entropy and soft Dice over labelled pixels (labels (B, Y, X), -1 unknown); Dice keeps rare classes from vanishing."""
+def _loss(scores, labels, weight=None):
+    """Cross entropy, weighted by class, and soft Dice over labelled pixels (labels (B, Y, X), -1 unknown); both keep rare classes from
+    vanishing."""
     import torch
     from torch.nn import functional as F
 
     known = labels >= 0
-    entropy = F.cross_entropy(scores, labels, ignore_index=-1)
+    entropy = F.cross_entropy(scores, labels, weight=weight, ignore_index=-1)
     p = scores.softmax(1) * known[:, None]
     t = F.one_hot(labels.clamp(min=0), scores.shape[1]).permute(0, 3, 1, 2) * known[:, None]
     both, all_ = (p * t).sum((0, 2, 3)), (p + t).sum((0, 2, 3))
