@@ -7,7 +7,7 @@ from numba import njit
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
 RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA = 205.0, 160.0, 58.0, 124.0, 76.0
-EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 180.0, 120.0, 108.0, 114.0, 188.0
+EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 182.0, 120.0, 108.0, 106.0, 188.0
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import vemray.models.infer  # noqa: F401  registers `infer`
 from vemray.errors import InputError, RecipeError, nearest
 from vemray.ops import OPERATORS, build, find, parameters
 from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port

@@ -76,7 +76,6 @@ class ActorPool(TaskPool):
     threads = 3
 
     def __init__(self, runner: RayRunner, work, memory_bytes: int):
-        self.work = ray.put(work)
         self.pending = {}
         gpus = int(ray.cluster_resources().get("GPU", 0))
         n = gpus or runner.workers
@@ -89,7 +88,7 @@ class ActorPool(TaskPool):
             max_task_retries=RETRIES,
             name=None,
         )
-        self.actors = [cls.remote(self.work) for _ in range(n)]
+        self.actors = [cls.remote(work) for _ in range(n)]  # by value: an actor that restarts needs it again
         self.load = [0] * n
         self.where: dict[Any, int] = {}
 

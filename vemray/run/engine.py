@@ -168,7 +168,7 @@ class Engine:
             self.runner.get(root)
         for ref in stage.target.outputs:
             if ref in self.plan.keep and isinstance(stage.specs[ref], ArraySpec):
-                self._pyramid(volumes[ref], stage, ledger, tally)
+                self._pyramid(ref, volumes[ref], stage, ledger, tally)
         if isinstance(work, LabelWork) and work.local is not None:
             access.remove(work.local.url)
         return extra
@@ -244,11 +244,11 @@ class Engine:
         pool.close()
         return tree.root
 
-    def _pyramid(self, volume: Volume, stage: Stage, ledger: StageLedger, tally: Tally) -> None:
+    def _pyramid(self, ref: str, volume: Volume, stage: Stage, ledger: StageLedger, tally: Tally) -> None:
         """Coarser levels that the blocks themselves could not write."""
         for level, grid in volume.later_levels:
             work = PyramidWork(volume, level, grid, stage.name)
-            self.runner.get(self._pass(stage, work, ledger, f"level {level}", tally))
+            self.runner.get(self._pass(stage, work, ledger, f"{ref} level {level}", tally))
 
     # volumes ----------------------------------------------------------------------------------------------------------
 
