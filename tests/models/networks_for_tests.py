@@ -7,7 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 
-def small_model(path, *, classes=("background", "a", "b"), dims=2, depth=2, base=3, normalisation=None, voxel_nm=(8.0, 8.0, 8.0), channels=1, seed=0, **facts):
+def small_model(
+    path, *, classes=("background", "a", "b"), dims=2, depth=2, base=3, normalisation=None, voxel_nm=(8.0, 8.0, 8.0), channels=1, seed=0, **facts
+):
     """A U-Net whose weights and batch statistics are random, saved as .vemray. Returns the path as text."""
     from vemray.models.files import Facts, Normalisation, save_native
     from vemray.models.networks import UNet

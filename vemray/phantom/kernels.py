@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
-RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA = 205.0, 160.0, 58.0, 124.0, 76.0
+RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA = 205.0, 160.0, 58.0, 138.0, 84.0
 EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 182.0, 120.0, 108.0, 106.0, 188.0
 
 
@@ -136,7 +136,25 @@ def _culled(items, radius_at, lo, hi, margin, ends, out):
 
 @njit(cache=True, nogil=True)
 def render(
-    start, shape, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, seed, sigma, em, cell, nucleus, mito, lysosome
+    start,
+    shape,
+    spacing,
+    centre,
+    half,
+    waves_cell,
+    lobes,
+    waves_nucleus,
+    nucleoli,
+    segments,
+    spheres,
+    waves_er,
+    seed,
+    sigma,
+    em,
+    cell,
+    nucleus,
+    mito,
+    lysosome,
 ):
     """Fill em (uint8), cell and nucleus (bool), mito and lysosome (uint64 labels), all of `shape`, for the box that begins at voxel `start`."""
     nz, ny, nx = shape

@@ -40,7 +40,13 @@ class Phantom(Filter):
 
     def output(self) -> dict[str, ArraySpec]:
         s = self.scene
-        kinds = {"em": ("uint8", "image"), "cell": ("bool", "mask"), "nucleus": ("bool", "mask"), "mitochondria": ("uint64", "labels"), "lysosomes": ("uint64", "labels")}
+        kinds = {
+            "em": ("uint8", "image"),
+            "cell": ("bool", "mask"),
+            "nucleus": ("bool", "mask"),
+            "mitochondria": ("uint64", "labels"),
+            "lysosomes": ("uint64", "labels"),
+        }
         return {name: ArraySpec(s.shape, dtype, s.spacing, kind) for name, (dtype, kind) in kinds.items()}
 
     def memory(self) -> float:

@@ -16,7 +16,19 @@ from vemray.store.volume import open as open_volume
 
 #: rows of a table that the page shows, and that its figures are drawn from
 ROWS, SAMPLE = 100, 20000
-SHOWN = ("label", "volume_nm3", "surface_area_nm2", "surface_to_volume_per_nm", "sphericity", "axis_major_nm", "centroid_z_nm", "centroid_y_nm", "centroid_x_nm", "touches_border", "intensity_mean")
+SHOWN = (
+    "label",
+    "volume_nm3",
+    "surface_area_nm2",
+    "surface_to_volume_per_nm",
+    "sphericity",
+    "axis_major_nm",
+    "centroid_z_nm",
+    "centroid_y_nm",
+    "centroid_x_nm",
+    "touches_border",
+    "intensity_mean",
+)
 
 
 def write_report(url: str) -> str:
@@ -62,7 +74,9 @@ def _pictures(results: Results, run: Mapping, spec: Mapping, overlays: Mapping[s
     if image:
         out.append({"title": "Image", "uri": data_uri(slice_figure(image), "JPEG")})
     if sources:
-        out.append({"title": "Image with " + ", ".join(overlays) if image else ", ".join(overlays), "uri": data_uri(slice_figure(image, sources), "JPEG")})
+        out.append(
+            {"title": "Image with " + ", ".join(overlays) if image else ", ".join(overlays), "uri": data_uri(slice_figure(image, sources), "JPEG")}
+        )
     return out
 
 
@@ -91,7 +105,12 @@ def _composition(results: Results, colours: Mapping[str, str]) -> dict | None:
         figure = ""
         if first:
             whole = percents[0].removeprefix("percent_of_")
-            figure = plots.bars([r["name"] for r in first], [r[percents[0]] for r in first], [colours.get(r["name"], "#999") for r in first], f"per cent of the {whole}'s volume")
+            figure = plots.bars(
+                [r["name"] for r in first],
+                [r[percents[0]] for r in first],
+                [colours.get(r["name"], "#999") for r in first],
+                f"per cent of the {whole}'s volume",
+            )
         return {"name": n, "rows": rows, "percents": percents, "figure": figure}
     return None
 
@@ -108,7 +127,16 @@ def _class(name: str, table, colour: str) -> dict[str, Any]:
             v = table.column(column).to_numpy(zero_copy_only=False).astype(float) * factor
             v = v[np.isfinite(v)]
             if len(v):
-                stats.append({"title": title, "unit": unit, "n": len(v), "q": [float(x) for x in np.percentile(v, [25, 50, 75])], "min": float(v.min()), "max": float(v.max())})
+                stats.append(
+                    {
+                        "title": title,
+                        "unit": unit,
+                        "n": len(v),
+                        "q": [float(x) for x in np.percentile(v, [25, 50, 75])],
+                        "min": float(v.min()),
+                        "max": float(v.max()),
+                    }
+                )
     border = int(np.count_nonzero(table.column("touches_border").to_numpy(zero_copy_only=False))) if "touches_border" in table.column_names else 0
     columns = [c for c in SHOWN if c in table.column_names]
     return {
@@ -122,7 +150,9 @@ def _evaluation(run: Mapping) -> list[dict]:
     for name, e in (run.get("evaluation") or {}).items():
         base = (run.get("baseline") or {}).get(name)
         several = e["objects"] and e["objects"][0]["true"] > 1
-        out.append({"name": name, "e": e, "base": base, "figure": plots.agreement_curve(e["objects"], base["objects"] if base else None) if several else ""})
+        out.append(
+            {"name": name, "e": e, "base": base, "figure": plots.agreement_curve(e["objects"], base["objects"] if base else None) if several else ""}
+        )
     return out
 
 
@@ -131,7 +161,11 @@ def _summary(run: Mapping, tables: Mapping, composition: dict | None) -> list[st
     out = []
     if composition:
         for r in composition["rows"]:
-            parts = [f"{r[p]:.1f} % of the {p.removeprefix('percent_of_')}" for p in composition["percents"] if r.get(p) is not None and r["name"] != p.removeprefix("percent_of_")]
+            parts = [
+                f"{r[p]:.1f} % of the {p.removeprefix('percent_of_')}"
+                for p in composition["percents"]
+                if r.get(p) is not None and r["name"] != p.removeprefix("percent_of_")
+            ]
             count = f" ({r['objects']} objects)" if (r.get("objects") or 0) > 1 else ""
             out.append(f"{r['name'].capitalize()}{count}: {r['volume_um3']:.2f} µm³" + (", " + ", ".join(parts) if parts else "") + ".")
     else:
@@ -141,7 +175,9 @@ def _summary(run: Mapping, tables: Mapping, composition: dict | None) -> list[st
         if o["true"] > 1:
             base = (run.get("baseline") or {}).get(name)
             beside = f"; {base['method']} reaches {base['objects'][0]['f1']:.3f}" if base else ""
-            out.append(f"Held against the truth, {name}: object F1 {o['f1']:.3f} at IoU {o['iou']:g} ({o['matched']} of {o['true']} found, {o['predicted'] - o['matched']} too many){beside}.")
+            out.append(
+                f"Held against the truth, {name}: object F1 {o['f1']:.3f} at IoU {o['iou']:g} ({o['matched']} of {o['true']} found, {o['predicted'] - o['matched']} too many){beside}."
+            )
         else:
             out.append(f"Held against the truth, {name}: Dice {e['voxels']['dice']:.3f}.")
     return out

@@ -319,7 +319,9 @@ def scale_bar(picture: np.ndarray, pixel_nm: float, colour: RGB = (255, 255, 255
     length, text = bar_length(w * pixel_nm)
     bar, thick, pad = length / pixel_nm, max(2, h // 120), max(3, min(h, w) // 50)
     draw = ImageDraw.Draw(image, "RGBA")
-    font = ImageFont.load_default(max(9, min(h, w) // 24))
+    from matplotlib.font_manager import findfont
+
+    font = ImageFont.truetype(findfont("DejaVu Sans"), max(9, min(h, w) // 24))  # matplotlib ships it; Pillow's own has no µ
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     height = bottom - top + thick + 3 * pad
     x, y = pad * 2, h - pad - height

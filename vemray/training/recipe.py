@@ -1,12 +1,12 @@
 """TRAIN.yaml: what `vemray train` reads.
 
-    vemray: 1
-    out: models/mitochondria.vemray
-    classes: [background, mitochondria]
-    volumes:
-      - volume: cell.zarr
-        planes: annotation/            # plane_0010.tif or .png: 0 unlabelled, 1..K the classes
-    settings: {steps: 400}
+vemray: 1
+out: models/mitochondria.vemray
+classes: [background, mitochondria]
+volumes:
+  - volume: cell.zarr
+    planes: annotation/            # plane_0010.tif or .png: 0 unlabelled, 1..K the classes
+settings: {steps: 400}
 """
 
 from __future__ import annotations

@@ -43,7 +43,10 @@ class Sampler:
 
     def _crop(self, p: Plane, y: int, x: int) -> tuple[np.ndarray, np.ndarray]:
         out = []
-        at = [int(np.clip(v + self.rng.integers(-self.crop // 3, self.crop // 3 + 1) - self.crop // 2, 0, max(0, n - self.crop))) for v, n in zip((y, x), p.image.shape)]
+        at = [
+            int(np.clip(v + self.rng.integers(-self.crop // 3, self.crop // 3 + 1) - self.crop // 2, 0, max(0, n - self.crop)))
+            for v, n in zip((y, x), p.image.shape)
+        ]
         for a in (p.image, p.labels):
             part = a[at[0] : at[0] + self.crop, at[1] : at[1] + self.crop]
             pad = [(0, self.crop - s) for s in part.shape]

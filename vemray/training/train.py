@@ -32,7 +32,9 @@ class Settings:
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     validation: Annotated[float, Field(ge=0, lt=1, description="share of the planes, in one run at the end of the stack, kept for validation")] = 0.2
     seed: int = 1
-    threads: Annotated[int, Field(gt=0, description="threads of the optimiser; part of what makes a training repeatable. More than one is slower on a busy machine")] = 1
+    threads: Annotated[
+        int, Field(gt=0, description="threads of the optimiser; part of what makes a training repeatable. More than one is slower on a busy machine")
+    ] = 1
 
 
 @dataclass
@@ -95,9 +97,13 @@ def train(
     from vemray.models.networks import UNet
 
     settings = settings or Settings()
-    painted = np.bincount(np.concatenate([p.labels.ravel() for p in planes]), minlength=len(classes) + 1) if planes else np.zeros(len(classes) + 1, int)
+    painted = (
+        np.bincount(np.concatenate([p.labels.ravel() for p in planes]), minlength=len(classes) + 1) if planes else np.zeros(len(classes) + 1, int)
+    )
     if len(painted) > len(classes) + 1:
-        raise InputError(f"the annotation holds the value {len(painted) - 1}, but there are {len(classes)} classes (1 to {len(classes)}; 0 is unlabelled).")
+        raise InputError(
+            f"the annotation holds the value {len(painted) - 1}, but there are {len(classes)} classes (1 to {len(classes)}; 0 is unlabelled)."
+        )
     if missing := [c for c, n in zip(classes, painted[1:]) if not n]:
         raise InputError(f"nothing is painted as '{missing[0]}'. Paint some of it, or leave the class out.")
     fit, held = _split(list(planes), settings.validation, len(classes))
@@ -128,8 +134,23 @@ def train(
         if step % max(1, settings.steps // 8) == 0 or step == settings.steps:
             dice = _dice(average, held, len(classes))
             score = float(np.nanmean(dice))
-            history.append({"step": step, "loss": round(float(loss.detach()), 4), "validation_dice": round(score, 4), "dice": {c: None if np.isnan(d) else round(float(d), 4) for c, d in zip(classes, dice)}})
-            progress({"step": step, "of": settings.steps, "loss": history[-1]["loss"], "dice": history[-1]["validation_dice"], "seconds": round(time.time() - start, 1)})
+            history.append(
+                {
+                    "step": step,
+                    "loss": round(float(loss.detach()), 4),
+                    "validation_dice": round(score, 4),
+                    "dice": {c: None if np.isnan(d) else round(float(d), 4) for c, d in zip(classes, dice)},
+                }
+            )
+            progress(
+                {
+                    "step": step,
+                    "of": settings.steps,
+                    "loss": history[-1]["loss"],
+                    "dice": history[-1]["validation_dice"],
+                    "seconds": round(time.time() - start, 1),
+                }
+            )
             if score >= best:
                 best, best_step, best_state = score, step, copy.deepcopy(average.state_dict())
     network.load_state_dict(best_state)

@@ -1,0 +1,54 @@
+"""The trainer learns from little, ignores what is not painted, and repeats itself."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from vemray.errors import InputError  # noqa: E402
+from vemray.geometry import Spacing  # noqa: E402
+from vemray.training.sampling import Plane  # noqa: E402
+from vemray.training.train import Settings, train  # noqa: E402
+
+QUICK = Settings(steps=160, batch=4, crop=48, base=4, depth=2, validation=0.25)
+
+
+def planes(seed=0, lie=False):
+    """Bright discs on dark, painted in the left half alone; `lie` changes what lies under the unpainted half of the truth."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for _ in range(4):
+        y, x = np.mgrid[:96, :96]
+        truth = np.zeros((96, 96), bool)
+        for cy, cx in rng.uniform(5, 91, (14, 2)):
+            truth |= (y - cy) ** 2 + (x - cx) ** 2 < 40
+        image = truth * 0.7 + rng.normal(0.1, 0.1, truth.shape)
+        labels = np.where(truth, 2, 1).astype(np.uint8)
+        if lie:
+            labels[:, 48:] = 3 - labels[:, 48:]
+        labels[:, 48:] = 0
+        out.append(Plane(image.astype(np.float32), labels))
+    return out
+
+
+def test_it_learns_and_repeats_itself(tmp_path):
+    a = train(planes(), ["background", "disc"], Spacing(8, 8, 8), tmp_path / "a.vemray", QUICK)
+    assert a.best > 0.85
+    train(planes(), ["background", "disc"], Spacing(8, 8, 8), tmp_path / "b.vemray", QUICK)
+    assert (tmp_path / "a.vemray").read_bytes() == (tmp_path / "b.vemray").read_bytes()
+    assert json.loads((tmp_path / "a.vemray.json").read_text())["history"]
+
+
+def test_what_is_not_painted_does_not_matter(tmp_path):
+    train(planes(), ["background", "disc"], Spacing(8, 8, 8), tmp_path / "a.vemray", QUICK)
+    train(planes(lie=True), ["background", "disc"], Spacing(8, 8, 8), tmp_path / "b.vemray", QUICK)
+    assert (tmp_path / "a.vemray").read_bytes() == (tmp_path / "b.vemray").read_bytes()
+
+
+def test_unpainted_and_unknown_classes_are_named(tmp_path):
+    with pytest.raises(InputError, match="nothing is painted as 'ghost'"):
+        train(planes(), ["background", "disc", "ghost"], Spacing(8, 8, 8), tmp_path / "a.vemray", QUICK)
+    with pytest.raises(InputError, match="holds the value 2"):
+        train(planes(), ["background"], Spacing(8, 8, 8), tmp_path / "a.vemray", QUICK)
