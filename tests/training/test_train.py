@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from vemray.errors import InputError  # noqa: E402
-from vemray.geometry import Spacing  # noqa: E402
-from vemray.training.sampling import Plane  # noqa: E402
-from vemray.training.train import Settings, train  # noqa: E402
+from vemray.errors import InputError
+from vemray.geometry import Spacing
+from vemray.training.sampling import Plane
+from vemray.training.train import Settings, train
 
 QUICK = Settings(steps=160, batch=4, crop=48, base=4, depth=2, validation=0.25)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vemray.geometry import Int3
+
 
 class Sums:
     """Weighted sums over a box, float32, tiles added in the order of the grid."""

@@ -45,7 +45,7 @@ def render(results: Results) -> str:
     run = results.run
     spec = run["recipe"].get("report") or {}
     overlays = {title: name for title, name in (spec.get("overlays") or {}).items() if name in results.volumes}
-    colours = {title: "#%02x%02x%02x" % PALETTE[i % len(PALETTE)] for i, title in enumerate(overlays)}
+    colours = {title: "#{:02x}{:02x}{:02x}".format(*PALETTE[i % len(PALETTE)]) for i, title in enumerate(overlays)}
     tables = {n: results.arrow[n] for n in results.arrow if "." not in n and "volume_nm3" in results.arrow[n].column_names}
     composition = _composition(results, colours)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("vemray.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)

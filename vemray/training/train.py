@@ -25,12 +25,12 @@ class Settings:
     """How to train. Steps, not seconds: the same seed gives the same network on the same machine."""
 
     steps: Annotated[int, Field(gt=0, description="optimiser steps")] = 400
-    batch: Annotated[int, Field(gt=0, description="crops a step")] = 4
-    crop: Annotated[int, Field(gt=0, description="edge of a crop in pixels")] = 160
+    batch: Annotated[int, Field(gt=0, description="crops a step")] = 6
+    crop: Annotated[int, Field(gt=0, description="edge of a crop in pixels")] = 128
     base: Annotated[int, Field(gt=0, description="channels of the first level")] = 8
-    depth: Annotated[int, Field(gt=0, description="times the network halves the plane")] = 4
+    depth: Annotated[int, Field(gt=0, description="times the network halves the plane")] = 3
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    validation: Annotated[float, Field(ge=0, lt=1, description="share of the planes, in one run at the end of the stack, kept for validation")] = 0.2
+    validation: Annotated[float, Field(ge=0, lt=1, description="share of the planes, in one run of the stack, kept for validation")] = 0.2
     seed: int = 1
     threads: Annotated[
         int, Field(gt=0, description="threads of the optimiser; part of what makes a training repeatable. More than one is slower on a busy machine")
@@ -52,7 +52,7 @@ class Trained:
 
 def normalisation_of(volume, normalisation: Normalisation) -> tuple[float, float]:
     """(low, high) of a volume (anything with .shape, .spec and .read(Box)), exactly as inference will take them."""
-    from vemray.geometry import Box, Grid
+    from vemray.geometry import Grid
     from vemray.ops.base import Site
     from vemray.ops.histogram import Histogram, percentile
 
@@ -168,15 +168,21 @@ def train(
 
 
 def _split(planes: list[Plane], share: float, classes: int) -> tuple[list[Plane], list[Plane]]:
-    """Validation planes are a run at the end of the stack, not neighbours of training planes strewn among them; a class that would be
-    missing from training moves the border. Without enough planes the training planes judge themselves."""
-    n = int(round(share * len(planes)))
-    while n > 0:
-        fit = planes[: len(planes) - n]
-        if all(any((p.labels == c + 1).any() for p in fit) for c in range(classes)):
-            return fit, planes[len(planes) - n :]
-        n -= 1
-    return planes, planes
+    """Validation planes are one run of the stack, not neighbours of training planes strewn among them: the run whose classes are painted most
+    nearly in the proportions of all, without which every class is still painted. Where there is none the training planes judge themselves."""
+    n = round(share * len(planes))
+    counts = np.array([np.bincount(p.labels.ravel(), minlength=classes + 1)[1 : classes + 1] for p in planes], float)
+    total = counts.sum(0)
+    best, at = np.inf, None
+    for i in range(len(planes) - n + 1 if n else 0):
+        run = counts[i : i + n].sum(0)
+        if ((total - run) > 0).all() and run.sum():
+            off = np.abs(run / run.sum() - total / total.sum()).sum() + (run == 0).sum()
+            if off < best:
+                best, at = off, i
+    if at is None:
+        return planes, planes
+    return planes[:at] + planes[at + n :], planes[at : at + n]
 
 
 def _loss(scores, labels, weight=None):
