@@ -134,6 +134,10 @@ def main(argv: list[str] | None = None) -> int:
         from vemray.report import write_report
 
         page = write_report(profile)
+        if "://" in page:  # a browser opens files
+            local = work.parent / "report.html"
+            local.write_bytes(access.read_bytes(page))
+            page = f"{local} (a copy of {page})"
     except VemrayError as e:
         say(f"vemray: {e}\n")
         return e.exit_code

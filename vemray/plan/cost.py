@@ -172,7 +172,7 @@ def explain(plan: Plan, workers: int, done: set[str] = frozenset()) -> str:
             continue
         c = cost(s, plan)
         costs.append(c)
-        rows.append((s.name, s.title, *_row(c), duration(c.seconds / workers) if c.seconds is not None else "model"))
+        rows.append((s.name, s.title, *_row(c), duration(c.seconds / workers) if c.seconds is not None else ("model" if s.holds_model else "?")))
     total = Cost(
         sum(c.blocks for c in costs), sum(c.bytes_read for c in costs), sum(c.bytes_written for c in costs), sum(c.requests for c in costs),
         max((c.memory_bytes for c in costs), default=0), sum(c.seconds or 0.0 for c in costs),
