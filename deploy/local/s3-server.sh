@@ -4,7 +4,6 @@
 #   s3-server.sh up            set up and start, or start again what is there; prints the variables to export
 #   s3-server.sh init          the same from scratch: what an earlier server held is removed
 #   s3-server.sh start|stop    (SIG=KILL s3-server.sh stop: as a crash would)
-#   s3-server.sh bucket NAME   make a bucket
 #   s3-server.sh env           print the variables:  eval "$(deploy/local/s3-server.sh env)"
 #
 # Which server, in this order: the one AWS_ENDPOINT_URL names (nothing is started), `minio` on the PATH, Ceph's gateway (radosgw,
@@ -166,8 +165,5 @@ up)
   else curl -s -o /dev/null "http://127.0.0.1:$PORT/" || "$0" start; print_env; fi ;;
 stop) stop ;;
 env) print_env ;;
-bucket)
-  eval "$(print_env)"
-  curl -sf --aws-sigv4 "aws:amz:${AWS_DEFAULT_REGION:-us-east-1}:s3" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" -X PUT -o /dev/null "$AWS_ENDPOINT_URL/$2" ;;
-*) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+*) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
