@@ -261,5 +261,68 @@ def watershed_h(volume: str, out: str) -> dict:
     return _watershed(volume, out, False, {"height": 8.0})
 
 
+def _network(folder: str):
+    """The pinned network: a 2D U-Net with 16 base channels, of no training; and its file."""
+    import torch
+
+    from vemray.models.files import Facts, Normalisation, save_native
+    from vemray.models.networks import UNet
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    net = UNet(2, base=16, depth=3)
+    path = f"{folder}.vemray"
+    fixed = Normalisation(method="fixed", low=0, high=255)
+    save_native(path, net, Facts(classes=["background", "a"], dims=2, voxel_nm=(8, 8, 8), stride=net.stride, halo=net.halo, normalisation=fixed))
+    return net.eval().to(memory_format=torch.channels_last), path
+
+
+def _planes(volume: str) -> str:
+    """Every sixteenth plane of the pinned volume, so that a CPU is done in minutes."""
+    from vemray.geometry import Box, Spacing
+    from vemray.store.volume import create
+
+    v = _volume(volume, "prob")
+    url = f"{volume}-planes.zarr"
+    w = create(url, (32, *v.shape[1:]), "uint8", Spacing(8, 8, 8), shard=(64, 512, 512), chunk=(64, 64, 64), overwrite=True)
+    some = np.concatenate([v.read(Box((z, 0, 0), (z + 1, *v.shape[1:]))) for z in range(0, v.shape[0], v.shape[0] // 32)][:32])
+    for y in range(0, v.shape[1], 512):
+        for x in range(0, v.shape[2], 512):
+            box = Box((0, y, x), (32, min(y + 512, v.shape[1]), min(x + 512, v.shape[2])))
+            w.write(box, some[box.slices])
+    return url
+
+
+def forward(volume: str) -> dict:
+    """The bare network over whole planes in memory, cut into tiles of 256 x 256 in batches of four."""
+    import torch
+
+    net, _ = _network(f"{volume}-forward")
+    edge = 256
+    planes = np.zeros((32, 512, 512), np.float32)
+    tiles = torch.from_numpy(planes.reshape(32, 2, edge, 2, edge).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 1, edge, edge).copy())
+    with torch.inference_mode():
+        net(tiles[0].contiguous(memory_format=torch.channels_last))
+        clock = Clock()
+        for t in tiles:
+            net(t.contiguous(memory_format=torch.channels_last)).softmax(1)
+    return {**clock.read(), "voxels": planes.size}
+
+
+def infer(volume: str, out: str) -> dict:
+    import torch  # noqa: F401  imports are not timed
+
+    _, path = _network(out)
+    url = _planes(volume)
+    from vemray.run.api import run, source
+
+    src = {"v": source("v", url)}
+    shutil.rmtree(out, ignore_errors=True)
+    clock = Clock()
+    steps = {"p": {"op": "infer", "image": "v", "model": path, "device": "cpu"}}
+    run(_recipe("image", steps, ["p"]), src, out, runner="serial", options=_options(256), report=False, listeners=(lambda e: None,))
+    return {**clock.read(), "voxels": int(np.prod(src["v"].volume.shape))}
+
+
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])) + "\n")

@@ -76,6 +76,19 @@ def test_measure_rides_on_the_labels_and_keys_follow_content(mask_url):
     assert r.stages[0].key != p.stages[0].key
 
 
+def test_what_is_kept_where_the_recipe_does_not_say(mask_url):
+    """Labels that were only measured stay, and so do the tables of tables; what became another volume goes."""
+    steps = {
+        "open": {"op": "open", "mask": "mask", "radius_nm": 16},
+        "parts": {"op": "connected_components", "mask": "open"},
+        "objects": {"op": "filter_objects", "labels": "parts", "where": "volume_voxels > 3"},
+        "table": {"op": "measure", "labels": "objects"},
+        "shares": {"op": "composition", "tables": {"objects": "table"}, "whole": "objects"},
+    }
+    assert set(make_plan(changed(steps=steps), mask_url).keep) == {"objects", "table", "shares"}
+    assert set(make_plan({**changed(steps=steps), "outputs": ["parts"]}, mask_url).keep) == {"parts"}
+
+
 def test_what_cannot_fit_is_refused_with_numbers(mask_url):
     with pytest.raises(PlanError, match=r"needs \d+ MB a task .* may use \d+ MB\. Use smaller blocks"):
         make_plan(GOOD, mask_url, Options((256, 256, 256), (64, 64, 64), memory_bytes=1_000_000))

@@ -7,7 +7,7 @@ import pytest
 from vemray.geometry import Grid, Spacing
 from vemray.store.volume import create
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "models")]
 import slow_ops  # noqa: F401
 
 SHAPE = (90, 100, 110)
@@ -39,9 +39,14 @@ def mask_url(tmp_path, mask):
 
 
 @pytest.fixture(scope="session")
-def ray_runner():
+def ray_runner(request):
+    """Two workers, started after the S3 server (where there is one): they inherit its address."""
+    import contextlib
+
     from vemray.run.cluster import RayRunner
 
+    with contextlib.suppress(pytest.skip.Exception):
+        request.getfixturevalue("s3_server")
     r = RayRunner(workers=2)
     yield r
     r.close()

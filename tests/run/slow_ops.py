@@ -1,4 +1,5 @@
-"""Operators for tests of the engine, loaded through VEMRAY_PLUGINS: one that takes its time and counts, one that fails on a block."""
+"""Operators for tests of the engine, loaded through VEMRAY_PLUGINS: one that takes its time and counts, one that fails on a block, a network
+that counts."""
 
 import os
 import time
@@ -6,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vemray.models.infer import InferTiles
 from vemray.ops.base import Filter, register
+
+
+def note(site) -> None:
+    """A line for each block that is begun: its box and the process."""
+    if log := os.environ.get("VEMRAY_TEST_COUNT"):
+        with open(log, "a") as f:
+            f.write(f"{site.write} {os.getpid()}\n")
 
 
 @register("slow_copy")
@@ -24,9 +33,7 @@ class SlowCopy(Filter):
         return 2
 
     def __call__(self, image, *, site):
-        if log := os.environ.get("VEMRAY_TEST_COUNT"):
-            with open(log, "a") as f:
-                f.write(f"{site.write} {os.getpid()}\n")
+        note(site)
         time.sleep(self.seconds)
         return image.copy()
 
@@ -48,3 +55,15 @@ class Failing(Filter):
         if site.write.start[0] == self.z:
             raise ValueError("this block is poisoned")
         return np.array(image)
+
+
+@register("counted_infer", hidden=False)
+@dataclass(frozen=True)
+class CountedInfer(InferTiles):
+    """A real network in a real actor; each block leaves a line in the file VEMRAY_TEST_COUNT names."""
+
+    def __call__(self, image, histogram=None, *, site):
+        note(site)
+        return super().__call__(image, histogram, site=site)
+
+    __hash__ = InferTiles.__hash__

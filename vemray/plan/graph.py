@@ -148,15 +148,21 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source]) -> Graph:
         op, inputs = _bind(step, body, recipe, specs)
         place(step, op, inputs, step)
 
-    consumed = {r for n in nodes.values() for r in n.inputs.values()}
     made = [o for n in nodes.values() for o in n.outputs]
     keep = []
-    for want in recipe.outputs if recipe.outputs is not None else [o for o in made if o not in consumed]:
+    for want in recipe.outputs if recipe.outputs is not None else _worth_keeping(nodes):
         hits = [o for o in made if o == want or (o.startswith(want + ".") and o in nodes.get(want, _NOTHING).outputs)]
         if not hits:
             raise RecipeError(f"outputs: there is no step '{want}'.{nearest(want, made)}")
         keep += hits
     return Graph(recipe, dict(sources), nodes, tuple(dict.fromkeys(keep)))
+
+
+def _worth_keeping(nodes: Mapping[str, Node]) -> list[str]:
+    """What is kept where the recipe does not say: every table, and every volume that no other volume is made from."""
+    made_from = {r for n in nodes.values() if any(isinstance(s, ArraySpec) for s in n.outputs.values()) for r in n.inputs.values()}
+    own = [n for n in nodes.values() if n.name == n.step]  # not the parts of composites
+    return [o for n in own for o, spec in n.outputs.items() if not isinstance(spec, ArraySpec) or o not in made_from]
 
 
 _NOTHING = Node("", Operator(), {}, {}, "", "")

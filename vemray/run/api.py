@@ -122,9 +122,9 @@ def run(
             if state == "done" and report:
                 events("note", text=_report(out))
             events("end", state=state, message=message)
-        with contextlib.suppress(Exception):
-            events.close()
-            lease.release()
+        for last in (events.close, lease.release):  # each by itself: a full disk takes no more events, but the lease must go
+            with contextlib.suppress(Exception):
+                last()
         if owned and engine and engine.runner:
             engine.runner.close()
     return Results(out)

@@ -13,13 +13,20 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError, 
 
 from vemray.errors import BlockError, PlanError, StorageError, VemrayError
 from vemray.run.threads import WORKER_ENV
+from vemray.store import access
 
 #: a lost worker or an unreachable store is tried again this often; an operator's own error never
 RETRIES = 5
 
 
-def _run(work, index):
+def _run(work, index, s3):
+    access.expect_s3_view(s3)
     return work.run(index)
+
+
+def _view_of(work) -> str:
+    """What the driver takes s3:// to be, if the work reads or writes there."""
+    return access.s3_view() if any(access.scheme(url) == "s3" for url in work.urls) else ""
 
 
 def _call(fn, *args):
@@ -29,16 +36,16 @@ def _call(fn, *args):
 class _Holder:
     """An actor that holds a stage's model. It runs a few blocks in threads: while one computes, others read and write."""
 
-    def __init__(self, work):
-        self.work = work
+    def __init__(self, work, s3):
+        self.work, self.s3 = work, s3
 
     def run(self, index):
-        return self.work.run(index)
+        return _run(self.work, index, self.s3)
 
 
 class TaskPool:
     def __init__(self, runner: RayRunner, work, memory_bytes: int):
-        self.work = ray.put(work)
+        self.work, self.s3 = ray.put(work), _view_of(work)
         self.pending: dict[Any, tuple[int, Any]] = {}
         self.fn = ray.remote(_run).options(
             num_cpus=1, num_returns=2, memory=memory_bytes, max_retries=RETRIES, retry_exceptions=[StorageError], name=f"{work.stage}"
@@ -49,7 +56,7 @@ class TaskPool:
         return len(self.pending)
 
     def submit(self, index: int) -> None:
-        bundle, stats = self.fn.remote(self.work, index)
+        bundle, stats = self.fn.remote(self.work, index, self.s3)
         self.pending[stats] = (index, bundle)
 
     def wait(self) -> list[tuple[int, Any, Any]]:
@@ -88,7 +95,7 @@ class ActorPool(TaskPool):
             max_task_retries=RETRIES,
             name=None,
         )
-        self.actors = [cls.remote(work) for _ in range(n)]  # by value: an actor that restarts needs it again
+        self.actors = [cls.remote(work, _view_of(work)) for _ in range(n)]  # by value: an actor that restarts needs it again
         self.load = [0] * n
         self.where: dict[Any, int] = {}
 
@@ -135,7 +142,8 @@ class RayRunner:
             except (ConnectionError, RuntimeError) as e:
                 raise PlanError(f"Ray could not be reached at {address or 'this machine'}: {e}") from None
         self.workers = workers or int(ray.cluster_resources().get("CPU", 1))
-        self.window = 2 * self.workers + 2
+        # two tasks a worker and two more, so that none waits for the driver; on a cluster that others use too, as many as were asked for
+        self.window = self.workers if workers and (address or not self.started) else 2 * self.workers + 2
 
     def pool(self, work, memory_bytes: int, actors: bool = False) -> TaskPool:
         have = max((n["Resources"].get("memory", 0) for n in ray.nodes() if n["Alive"]), default=0)

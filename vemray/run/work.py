@@ -73,6 +73,11 @@ class Work:
     def __getstate__(self):
         return {**self.__dict__, "_loaded": {}}
 
+    @property
+    def urls(self) -> list[str]:
+        """Every place that the work reads or writes."""
+        return [*(v.url for v in self.volumes.values()), *self.tables.values()]
+
     def run(self, index: int) -> tuple[Bundle | None, Stats]:
         """Do block `index`. An error that is the operator's becomes a BlockError that names step, block and urls."""
         t0, c0 = time.perf_counter(), time.process_time()
@@ -245,6 +250,10 @@ class PyramidWork:
     level: int
     grid: Grid
     stage: str
+
+    @property
+    def urls(self) -> list[str]:
+        return [self.volume.url]
 
     def run(self, index: int) -> tuple[None, Stats]:
         from vemray.store.volume import fill_level

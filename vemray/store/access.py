@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,11 +22,13 @@ from vemray.store import s3
 from vemray.store.address import bucket_key, join, local_path, scheme, shown
 from vemray.store.faults import DENIED, s3_code, storage_errors, translated
 from vemray.store.s3 import client as s3_client
+from vemray.store.s3 import view as s3_view
 
 __all__ = [
     "array_store",
     "create_only",
     "exists",
+    "expect_s3_view",
     "filesystem",
     "is_folder",
     "join",
@@ -41,6 +45,7 @@ __all__ = [
     "remove",
     "remove_object",
     "s3_client",
+    "s3_view",
     "scheme",
     "shown",
     "storage_errors",
@@ -427,3 +432,19 @@ def reach(url: str) -> None:
     and leave a server that goes down in mid-work to the patient retries."""
     if scheme(url) == "s3" and (s3.environment(), bucket_key(url)[0]) not in _reached:
         probe(url)
+
+
+@functools.lru_cache(maxsize=4)
+def _agree(env: tuple, expected: str) -> None:
+    if s3_view() != expected:
+        raise StorageError(
+            f"a worker on {socket.gethostname()} takes s3:// to be {s3_view()}; for the driver it is {expected}. "
+            "Start Ray with the same AWS_* variables (or ~/.aws) on every machine, after they are set."
+        )
+
+
+def expect_s3_view(expected: str) -> None:
+    """StorageError at once, where patient retries would wait for minutes, if this process finds another endpoint than `expected`
+    (the driver's `s3_view()`), or no credentials where the driver has some. '' expects nothing."""
+    if expected:
+        _agree(s3.environment(), expected)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vemray.errors import StorageError
-from vemray.store.address import bucket_key
+from vemray.store.address import bucket_key, shown
 
 # One request up to this size, because only single puts are atomic with conditions and cheap in requests; parts of it beyond.
 PART = 64 << 20
@@ -49,6 +49,12 @@ def settings_of(env: tuple) -> dict[str, Any]:
     except Exception as e:  # ProfileNotFound, ConfigParseError, ...: their text names files and profiles only
         raise StorageError(f"The AWS configuration cannot be used ({type(e).__name__}). Check AWS_PROFILE and the files in ~/.aws.") from None
     return {"endpoint": endpoint, "region": region, "credentials": credentials}
+
+
+def view() -> str:
+    """Whom this process talks to when it says s3://, in words and without secrets. Processes of one run must agree."""
+    settings = settings_of(environment())
+    return f"{shown(settings['endpoint'] or '') or 'Amazon S3'}, {'with' if settings['credentials'] else 'without'} credentials"
 
 
 @functools.lru_cache(maxsize=64)
