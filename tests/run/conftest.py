@@ -8,7 +8,7 @@ from vemray.geometry import Grid, Spacing
 from vemray.store.volume import create
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "models")]
-import slow_ops  # noqa: F401
+import slow_ops  # noqa: E402, F401
 
 SHAPE = (90, 100, 110)
 

@@ -138,8 +138,9 @@ class RayRunner:
                     ray.init(address=address, **common)
                 else:
                     n = workers or os.cpu_count() or 1
-                    ray.init(num_cpus=n, include_dashboard=False, **common)
-            except (ConnectionError, RuntimeError) as e:
+                    # 'local': a Ray of its own, also beside one that runs on this machine already
+                    ray.init(address="local", num_cpus=n, include_dashboard=False, **common)
+            except (ConnectionError, RuntimeError, ValueError) as e:
                 raise PlanError(f"Ray could not be reached at {address or 'this machine'}: {e}") from None
         self.workers = workers or int(ray.cluster_resources().get("CPU", 1))
         # two tasks a worker and two more, so that none waits for the driver; on a cluster that others use too, as many as were asked for
