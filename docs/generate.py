@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-import vemray.phantom  # noqa: F401
-import vemray.plan  # noqa: F401  registers the operators of models
+from vemray.cli import register_operators
 from vemray.geometry import Box
 from vemray.ops.describe import markdown
 from vemray.phantom import Scene, render
@@ -16,6 +15,7 @@ HERE = Path(__file__).parent
 
 
 def operators() -> None:
+    register_operators()
     head = "# Operators\n\nWritten by `make docs` from the registry; `vemray ops NAME` prints the same. Lengths are in nm; every one is exact: *blockwise equals whole*.\n\n"
     (HERE / "operators.md").write_text(head + markdown() + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vemray.errors import InputError, VemrayError
+from vemray.errors import InputError, StorageError, VemrayError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,12 +22,31 @@ app = typer.Typer(
 Volumes = Annotated[list[str], typer.Option("--volume", help="URL of the input volume; NAME=URL for a recipe with several inputs.")]
 Out = Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix for everything the run makes.")]
 Sets = Annotated[list[str], typer.Option("--set", help="steps.NAME.parameter=value")]
+TrainSets = Annotated[list[str], typer.Option("--set", help="settings.NAME=value, such as settings.steps=1000; out=PATH")]
 BlockOption = Annotated[
     str, typer.Option("--block", help="Block (= shard) in voxels, Z,Y,X or one number; multiples of the chunk. Changes no result.")
 ]
 ChunkOption = Annotated[str, typer.Option("--chunk", help="Inner chunk in voxels, Z,Y,X or one number.")]
 MemoryOption = Annotated[float, typer.Option("--memory", help="Most that one task may use, in GB.")]
-WorkersOption = Annotated[int | None, typer.Option("--workers", help="Ray workers on this machine (default: its cores).")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Ray workers on this machine (default: its cores).")]
+
+
+def a_runner(name: str) -> str:
+    if name not in ("ray", "serial"):
+        raise InputError(f"there is no runner '{name}': choose 'ray' or 'serial'.")
+    return name
+
+
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name of the data set, a key in every table (default: the volume's).")]
+RunnerOption = Annotated[str, typer.Option("--runner", help="ray or serial", callback=a_runner)]
+#: nm; voxels outside are no electron microscopist's
+VOXELS = (0.5, 1000.0)
+
+
+def register_operators() -> None:
+    """Every operator of vemray into the registry: those of ops are there already, models and the phantom lie above it."""
+    import vemray.models.infer
+    import vemray.phantom.operators  # noqa: F401
 
 
 def say(text: str = "") -> None:
@@ -41,7 +61,7 @@ def triple(text: str, what: str, kind=int) -> tuple:
         values = []
     if len(values) == 1:
         values *= 3
-    if len(values) != 3 or any(v <= 0 for v in values):
+    if len(values) != 3 or not all(math.isfinite(v) and v > 0 for v in values):
         raise InputError(f"{what} '{text}': give three positive numbers Z,Y,X, or one for all.")
     return tuple(values)
 
@@ -59,7 +79,34 @@ def named(volumes: list[str]):
 def options(block: str, chunk: str, memory: float):
     from vemray.plan import Options
 
+    if not (math.isfinite(memory) and memory > 0):
+        raise InputError(f"--memory {memory:g}: give a positive number of GB.")
     return Options(triple(block, "--block"), triple(chunk, "--chunk"), int(memory * 1e9))
+
+
+def voxels(text: str | None):
+    """--voxel-size as a Spacing, None if it was not given."""
+    from vemray.geometry import Spacing
+
+    if text is None:
+        return None
+    size = triple(text, "--voxel-size", float)
+    if not all(VOXELS[0] <= v <= VOXELS[1] for v in size):
+        meant = f" Did you mean {','.join(f'{1000 * v:g}' for v in size)} nm?" if all(VOXELS[0] <= 1000 * v <= VOXELS[1] for v in size) else ""
+        raise InputError(f"--voxel-size {text}: it is given in nm, and {VOXELS[0]:g} to {VOXELS[1]:g} nm are possible.{meant}")
+    return Spacing(*size)
+
+
+def writable(out: str) -> None:
+    """StorageError at once if nothing can be written at `out`."""
+    from vemray.store import access
+
+    try:
+        access.probe(out, write=True)
+    except OSError as e:  # such as /proc, where nobody can create anything
+        raise StorageError(
+            f"Cannot write {access.shown(out)}: {(e.strerror or 'nothing can be created there').lower()}. Choose another place."
+        ) from None
 
 
 def listeners() -> tuple:
@@ -74,18 +121,20 @@ def run_(
     volume: Volumes,
     out: Out,
     sets: Sets = [],  # noqa: B006
-    runner: Annotated[str, typer.Option(help="ray or serial")] = "ray",
+    runner: RunnerOption = "ray",
     workers: WorkersOption = None,
     address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; 'auto' finds the one around.")] = None,
     block: BlockOption = "256",
     chunk: ChunkOption = "64",
     memory: MemoryOption = 2.0,
-    dataset: Annotated[str | None, typer.Option(help="Name of the data set, a key in every table (default: the volume's).")] = None,
+    dataset: DatasetOption = None,
     report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
 ) -> None:
     """Run a recipe on volumes. Run the same command again to resume, or with changed parameters to redo only what follows."""
     from vemray.run.api import run
 
+    register_operators()
+    writable(out)
     results = run(
         recipe, named(volume), out, runner=runner, workers=workers, address=address, options=options(block, chunk, memory), sets=sets,
         dataset=dataset, listeners=listeners(), report=report,
@@ -103,13 +152,15 @@ def plan(
     block: BlockOption = "256",
     chunk: ChunkOption = "64",
     memory: MemoryOption = 2.0,
+    dataset: DatasetOption = None,
 ) -> None:
     """Show what would run: stages, blocks, bytes, requests, memory a task, time. Nothing is run."""
     from vemray.plan.cost import explain
-    from vemray.run.api import complete_stages, make_plan
+    from vemray.run.api import against, make_plan
 
+    register_operators()
     p = make_plan(recipe, named(volume), options(block, chunk, memory), sets)
-    done = complete_stages(p, out) if out else set()
+    p, done = against(p, out, dataset) if out else (p, set())
     say(explain(p, workers or os.cpu_count() or 1, done))
 
 
@@ -128,25 +179,27 @@ def import_(
     source: Annotated[str, typer.Argument(help="TIFF stack folder, TIFF, npy, npz (file.npz#key), Zarr, OME-Zarr.")],
     target: Annotated[str, typer.Argument(help="OME-Zarr to write, folder or s3://.")],
     voxel_size: Annotated[str | None, typer.Option("--voxel-size", help="Z,Y,X in nm; needed when the source does not say.")] = None,
-    kind: Annotated[str, typer.Option(help="image, labels, mask or probability")] = "image",
+    kind: Annotated[str | None, typer.Option(help="image, labels, mask or probability (default: what the source says, else image)")] = None,
     block: BlockOption = "256",
-    overwrite: Annotated[bool, typer.Option(help="Replace the target if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it is a volume.")] = False,
 ) -> None:
     """Bring a volume into sharded OME-Zarr 0.5 with a pyramid. The source is not touched."""
-    from vemray.geometry import Spacing
     from vemray.importers import import_volume
 
-    spacing = Spacing(*triple(voxel_size, "--voxel-size", float)) if voxel_size else None
-    v = import_volume(source, target, spacing, kind=kind, block=triple(block, "--block"), overwrite=overwrite)
+    v = import_volume(source, target, voxels(voxel_size), kind=kind, block=triple(block, "--block"), overwrite=overwrite)
     say(f"{v.url}: {v.kind}, {' x '.join(map(str, v.shape))} voxels (z, y, x) of {v.spacing}, {v.dtype}, {v.levels} levels")
 
 
 @app.command()
 def ops(name: Annotated[str | None, typer.Argument(help="One operator, in full.")] = None) -> None:
     """Every operator with its parameters, units and contract, printed from the registry."""
+    import shutil
+
     from vemray.ops.describe import describe, table
 
-    say(describe(name) if name else table())
+    register_operators()
+    width = shutil.get_terminal_size((120, 40)).columns
+    say(describe(name, width) if name else table(width))
 
 
 @app.command()
@@ -158,18 +211,25 @@ def evaluate(
     name: Annotated[str, typer.Option(help="What is judged, as the report names it.")] = "labels",
     workers: WorkersOption = None,
     block: BlockOption = "256",
-    runner: Annotated[str, typer.Option(help="ray or serial")] = "ray",
+    runner: RunnerOption = "ray",
 ) -> None:
     """Compare with the truth: voxel Dice and IoU, object precision, recall and F1 over IoU thresholds, adapted Rand, variation of
     information. Blockwise."""
-    from vemray.run.evaluate import evaluate, lines, record
+    from vemray.run.evaluate import check_run, evaluate, lines, record
+    from vemray.store import access
     from vemray.store.table import write_json
 
+    if of_run:
+        check_run(of_run)
     result = evaluate(predicted, truth, runner=runner, workers=workers, block=triple(block, "--block"))
     if out:
         write_json(out, result)
     if of_run:
         record(of_run, name, result)
+        if access.exists(access.join(of_run, "report", "index.html")):
+            from vemray.report import write_report
+
+            sys.stderr.write(f"report: {write_report(of_run)}\n")
     say(lines(result))
 
 
@@ -182,14 +242,16 @@ def phantom(
     shape: Annotated[str | None, typer.Option(help="Z,Y,X in voxels from the scene's middle (default: the whole scene).")] = None,
     block: BlockOption = "256",
     workers: WorkersOption = None,
-    runner: Annotated[str, typer.Option(help="ray or serial")] = "ray",
+    runner: RunnerOption = "ray",
 ) -> None:
     """A synthetic HeLa FIB-SEM volume with the truth about every object: label volumes and a table."""
     from vemray.run.api import run
 
+    register_operators()
+    writable(out)
     parameters: dict = {"op": "phantom", "preset": preset, "seed": seed}
-    if voxel_size:
-        parameters["voxel_nm"] = triple(voxel_size, "--voxel-size", float)
+    if spacing := voxels(voxel_size):
+        parameters["voxel_nm"] = spacing.zyx
     if shape:
         parameters["shape"] = triple(shape, "--shape")
     recipe = {
@@ -198,17 +260,20 @@ def phantom(
     }  # fmt: skip
     results = run(recipe, {}, out, runner=runner, workers=workers, options=options(block, "64", 2.0), listeners=listeners(), report=False)
     say(str(results))
+    say(f"the EM volume: {results.volumes['phantom.em'].url}")
 
 
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="TRAIN.yaml")],
-    sets: Sets = [],  # noqa: B006
+    sets: TrainSets = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model if it exists.")] = False,
 ) -> None:
     """Train a network from sparse annotation."""
     from vemray.training.recipe import load, run
 
-    result = run(load(recipe, sets), progress=lambda e: sys.stderr.write(" ".join(f"{k} {v}" for k, v in e.items()) + "\n"))
+    progress = lambda e: sys.stderr.write(" ".join(f"{k} {v}" for k, v in e.items()) + "\n")  # noqa: E731
+    result = run(load(recipe, sets), progress, overwrite)
     say(str(result))
 
 
@@ -220,20 +285,64 @@ def report(url: Annotated[str, typer.Argument(help="Folder or s3:// of a finishe
     say(write_report(url))
 
 
+def version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"vemray {version('vemray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def all_commands(
+    show: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
+    import warnings
+
+    warnings.showwarning = lambda message, *where, **more: sys.stderr.write(f"vemray: warning: {message}\n")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
+        code = app(standalone_mode=False) or 0  # typer.Exit comes back as its code
+        sys.stdout.flush()
     except VemrayError as e:
-        sys.stderr.write(f"vemray: {e}\n")
-        sys.exit(e.exit_code)
+        code = _stop(str(e), e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("vemray: stopped\n")
-        sys.exit(130)
+        code = _stop("stopped", 130)
     except typer.BadParameter.__mro__[2] as e:  # click's base of usage errors, which typer does not export
-        e.show()
-        sys.exit(2)
+        context = getattr(e, "ctx", None)
+        text = e.format_message().rstrip(". ")  # '' after the help that a bare `vemray` shows
+        code = _stop(text + (f". See `{context.command_path} --help`." if context else "."), 2) if text else 2
+    except BrokenPipeError:  # `vemray ops | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as e:
+        code = _stop(_internal(e), 70)
+    sys.exit(code)
+
+
+def _stop(text: str, code: int) -> int:
+    sys.stderr.write(f"vemray: {text}\n")
+    return code
+
+
+def _internal(error: Exception) -> str:
+    """One line about a mistake of ours; the traceback goes to a file, and to the screen with VEMRAY_DEBUG=1."""
+    import tempfile
+    import traceback
+
+    trace = "".join(traceback.format_exception(error))
+    if os.environ.get("VEMRAY_DEBUG", "0") not in ("", "0"):
+        sys.stderr.write(trace)
+    what = f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="vemray-error-", suffix=".txt", delete=False) as f:
+            f.write(f"vemray {' '.join(sys.argv[1:])}\n\n{trace}")
+    except OSError:
+        return f"{what}. This is a mistake in vemray: please report it, with what VEMRAY_DEBUG=1 shows."
+    return f"{what}. This is a mistake in vemray: please report it with {f.name}, which says where it happened."
 
 
 if __name__ == "__main__":

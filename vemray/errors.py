@@ -69,5 +69,5 @@ def nearest(word: str, words) -> str:
     """' Did you mean X?' for the closest of `words`, else ''."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(words), n=1)
+    close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1)
     return f" Did you mean '{close[0]}'?" if close else ""

@@ -95,12 +95,13 @@ class Spacing:
 @dataclass(frozen=True)
 class ArraySpec:
     """What a volume holds. `probability` is quantised: uint8 0..255 stands for 0..1. `mask` is bool in memory. `labels` is
-    uint64 when vemray wrote them, any unsigned integer when foreign."""
+    uint64 when vemray wrote them, any unsigned integer when foreign. `origin_nm`: where the centre of voxel (0, 0, 0) lies (ZYX)."""
 
     shape: Int3
     dtype: str
     spacing: Spacing
     kind: Kind = "image"
+    origin_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def like(self, dtype=None, kind: Kind | None = None) -> ArraySpec:
         return replace(self, dtype=self.dtype if dtype is None else np.dtype(dtype).name, kind=kind or self.kind)

@@ -112,7 +112,10 @@ def run_labeller(op: Labeller, values, specs, grid: Grid, rng) -> np.ndarray:
         if len(keys):
             lut[1:] = ids[np.minimum(at, len(keys) - 1)]
         out[sites[index].write.slices] = lut[local.labels]
-    assert int(out.max(initial=0)) <= numbering.count, f"{op.name}: ids go from 1 to count"
+    if "markers" in values:
+        assert set(np.unique(out)) <= {0, *np.unique(values["markers"])}, f"{op.name}: a marker keeps its id"
+    else:
+        assert int(out.max(initial=0)) <= numbering.count, f"{op.name}: ids go from 1 to count"
     return out
 
 

@@ -97,7 +97,7 @@ def _white_tophat(op, values, spec):
     wide = image.astype(np.float64)
     low = ndimage.grey_erosion(wide, footprint=foot, mode="constant", cval=np.inf)
     opened = ndimage.grey_dilation(low, footprint=foot, mode="constant", cval=-np.inf)
-    return (wide - opened).astype(image.dtype)
+    return (wide - opened).astype(f"u{image.dtype.name}" if image.dtype.kind == "i" else image.dtype)
 
 
 def _local_mean_box(op, values, spec):

@@ -1,5 +1,7 @@
 """Voxel filters beyond the laws: what each computes, on cases that can be worked out by hand or by a whole-array library."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +12,9 @@ from tests.ops.blockwise import assert_same, run, spec_of
 from tests.ops.oracles import ball
 from tests.ops.test_conformance import measured_memory, usable
 from vemray.errors import RecipeError
-from vemray.geometry import Spacing
+from vemray.geometry import Box, Spacing
 from vemray.ops import build
+from vemray.ops.base import Site
 
 ISO = (8.0, 8.0, 8.0)
 
@@ -164,6 +167,28 @@ def test_local_threshold_is_strict_and_exact():
         assert apply("local_threshold", image, size_nm=40, offset=-1, direction=direction).all()
 
 
+@pytest.mark.parametrize("method", ["mean", "gaussian"])
+@pytest.mark.parametrize("spacing", [ISO, (50, 4.6, 4.6), (7.3, 1.1, 2.9)])
+@pytest.mark.parametrize("size", [30, 100, 200])
+def test_flat_ground_is_never_beyond_its_mean(method, spacing, size):
+    """Saturated resin and padding: no grey value is set or unset by rounding."""
+    rng = np.random.default_rng(size)
+    floats = (10.0 ** rng.uniform(-6, 6, 40) * rng.choice([-1, 1], 40)).astype(np.float32)
+    for values in (np.arange(256, dtype=np.uint8)[::3], rng.integers(0, 65536, 40).astype(np.uint16), floats, np.array([2**32 - 1], np.uint32)):
+        for v in values:
+            flat = np.full((1, 2, 3), v)
+            for direction in ("above", "below"):
+                assert not apply("local_threshold", flat, spacing=spacing, size_nm=size, method=method, direction=direction).any(), v
+
+
+def test_the_gaussian_mean_is_scipys():
+    image = picture((9, 20, 22), "float32", 4)
+    local = ndimage.gaussian_filter(image.astype(np.float64), [60 / 6 / s for s in (9, 6.5, 5)], mode="reflect", truncate=4.0)
+    got = apply("local_threshold", image, spacing=(9, 6.5, 5), size_nm=60, offset=3, method="gaussian", block=(4, 9, 22))
+    clear = np.abs(image - local - 3) > 1e-3
+    assert clear.mean() > 0.99 and np.array_equal(got[clear], (image > local + 3)[clear])
+
+
 def test_local_threshold_follows_the_background():
     image = np.tile((20 + 3 * np.arange(60)).astype(np.uint8), (12, 12, 1))
     image[6, 6, 10] += 15
@@ -205,6 +230,20 @@ def test_invert():
         apply("invert", np.zeros((2, 2, 2), np.uint8), maximum=300)
     with pytest.raises(RecipeError, match="takes no 'maximum'"):
         apply("invert", np.zeros((2, 2, 2), np.int16), maximum=30)
+
+
+def test_grey_values_of_a_probability_are_in_0_to_1():
+    """Whether it is stored in 255 steps or as floats."""
+    p = np.array([[[0, 64, 128, 255]]], np.uint8)
+    as_float = p / np.float32(255)
+    keep = p > 100
+    for name, arrays, params in (("invert", (), {"maximum": 1}), ("invert", (), {"maximum": 0.6}), ("mask", (keep,), {"fill": 0.4})):
+        got = apply(name, p, *arrays, kinds=("probability", "mask"), **params)
+        want = apply(name, as_float, *arrays, kinds=("probability", "mask"), **params)
+        assert got.dtype == np.uint8 and np.allclose(got / 255, np.maximum(want, 0), atol=0.5 / 255), (name, params)
+    for name, arrays, params in (("invert", (), {"maximum": 255}), ("mask", (keep,), {"fill": 17}), ("mask", (keep,), {"fill": -0.1})):
+        with pytest.raises(RecipeError, match="0 to 1"):
+            apply(name, p, *arrays, kinds=("probability", "mask"), **params)
 
 
 def test_rescale_between_values():
@@ -296,3 +335,20 @@ def test_memory_of_thin_volumes(name, params, shape):
     op = build(name, params)
     declared, traced, _ = measured_memory(op, usable(op)[0], shape)
     assert traced <= declared + 0.1
+
+
+@pytest.mark.parametrize("name,params", [*FILTERS, ("rescale_between", {"low": 10, "high": 100}), ("white_tophat", {"radius_nm": 96})])
+def test_memory_of_thin_blocks_of_thick_volumes(name, params):
+    """A read box is no thicker than the halo makes it, however thick the volume."""
+    op, spacing = build(name, params), Spacing(50, 4.6, 4.6)
+    image = picture((40, 300, 300), "uint8")
+    spec = spec_of(image, spacing)
+    write = Box((20, 0, 0), (21, 300, 300))
+    site = Site(spec.shape, spacing, op.read_box(write, spec.shape, spacing), write, (spec,))
+    part = image[site.read.slices]
+    op(part[:, :20, :20], site=Site.whole(spec_of(part[:, :20, :20], spacing)))  # compiles
+    tracemalloc.start()
+    op(part, site=site)
+    traced = tracemalloc.get_traced_memory()[1] / part.size
+    tracemalloc.stop()
+    assert traced <= op.memory(spec) + 0.2

@@ -61,6 +61,14 @@ def test_floats_in_bins_that_no_block_changes():
     assert cut == pytest.approx(float(threshold_otsu(np.abs(a[1:]), nbins=4096)), rel=0.02)
 
 
+def test_percentiles_are_exact():
+    """As defined, in whole numbers: no rounding of q / 100 moves a threshold to the next grey value."""
+    for n in (100, 1000, 300):
+        h = {"values": list(range(1, n + 1)), "counts": [1] * n}
+        assert [percentile(h, q) for q in range(101)] == [max(1, -(-q * n // 100)) for q in range(101)]
+    assert percentile({"values": list(range(1, 1001)), "counts": [1] * 1000}, 0.1) == 1
+
+
 def test_a_probability_is_in_0_1():
     h = histogram(np.array([[[0, 51, 255]]], np.uint8), kind="probability")
     assert (h["min"], h["max"], h["values"]) == (0, 1, [0, 0.2, 1])

@@ -233,6 +233,16 @@ def test_intensities_that_do_not_fit(value):
     assert measured(np.zeros((2, 2, 2), np.uint64), image).num_rows == 0, "what lies outside the objects is not looked at"
 
 
+def test_intensities_below_the_steps_are_refused():
+    labels = np.ones((2, 2, 2), np.uint64)
+    with pytest.raises(RecipeError, match="too small"):
+        measured(labels, np.full((2, 2, 2), 3e-7, np.float32))
+    image = np.zeros((2, 2, 2), np.float32)
+    assert measured(labels, image)["intensity_mean"].to_pylist() == [0]
+    image[0, 0, 0] = 0.25
+    assert measured(labels, image)["intensity_mean"].to_pylist() == [0.25 / 8]
+
+
 def test_refused_types():
     with pytest.raises(RecipeError, match="float64"):
         measured(np.ones((2, 2, 2), np.uint64), np.ones((2, 2, 2)))

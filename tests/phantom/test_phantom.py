@@ -1,5 +1,7 @@
 """The phantom: any box equals the whole, its truth is consistent, it is as noisy as the real thing and not too easy."""
 
+from collections import Counter
+
 import cc3d
 import numpy as np
 import pytest
@@ -60,6 +62,17 @@ def test_truth_is_consistent(demo):
         a, b = whole["mitochondria"] == row.label, whole["mitochondria"] == row.touches
         met += cc3d.connected_components(a | b, connectivity=26, return_N=True)[1] == 1
     assert met >= 0.8 * len(touching)
+    pairs = {(row.touches, row.label) for _, row in touching.iterrows() if row.touches < row.label}
+    assert pairs == set(scene.touching), "every pair stands in the row of its higher label"
+    for _, row in mito.iterrows():
+        assert row.touching == sum(row.label in pair for pair in scene.touching)
+    assert (table.touching > 0).equals(table.touches > 0)
+
+
+def test_a_mitochondrion_may_touch_several():
+    scene = next(s for s in (Scene.make("demo", seed) for seed in range(1, 20)) if max(Counter(v for p in s.touching for v in p).values()) > 1)
+    table = truth_table(scene).to_pandas()
+    assert table.touching.max() > 1 and table.touching.sum() == 2 * len(scene.touching)
 
 
 def test_contrast_to_noise_is_that_of_the_real_volume():

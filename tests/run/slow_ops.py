@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vemray.models.infer import InferTiles
-from vemray.ops.base import Filter, register
+from vemray.ops.base import Filter, Measure, register
 
 
 def note(site) -> None:
@@ -67,3 +67,20 @@ class CountedInfer(InferTiles):
         return super().__call__(image, histogram, site=site)
 
     __hash__ = InferTiles.__hash__
+
+
+class CannotMerge:
+    def merge(self, upper, axis):
+        raise ValueError("this cannot be merged")
+
+
+@register("bad_merge")
+@dataclass(frozen=True)
+class BadMerge(Measure):
+    """A measure whose partials do not merge."""
+
+    def memory(self, image):
+        return 1
+
+    def measure(self, image, *, site):
+        return CannotMerge()

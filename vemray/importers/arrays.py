@@ -47,6 +47,8 @@ def _detects_npy(url: str, fragment: str) -> bool:
 
 def _opens_npy(url: str, fragment: str, spacing: Spacing | None) -> Source:
     where = access.shown(url)
+    if fragment:
+        raise VolumeError(f"'#{fragment}' means nothing for a .npy file, which holds one array. Name the file {where} alone.")
     with access.open_read(url) as f:
         shape, fortran, dtype = _header(f, where)
         offset = f.tell()

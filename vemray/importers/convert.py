@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vemray.errors import VolumeError
+from vemray.errors import VolumeError, nearest
 from vemray.geometry import Box, Int3, Spacing
 from vemray.importers import arrays, tiff, tiff_stack, zarrs
 from vemray.importers.base import Format, Source
@@ -53,31 +53,53 @@ def import_volume(
     """Convert `src` (see FORMATS) to an OME-Zarr 0.5 volume with pyramid at `dst` and return it, opened to read.
 
     `spacing` (nm) is required where the file does not say its voxel size, and replaces it where it does. `kind` None: what the source says,
-    else image; a float source becomes a probability only if its values are 0..1. `block` is the shard (ZYX). `progress(done, total)` counts boxes.
-    The source is only read. A failed import leaves nothing at `dst`."""
+    else image; a float source becomes a probability only if its values are 0..1, labels only if they are whole numbers. `block` is the shard
+    (ZYX). `progress(done, total)` counts boxes. The source is only read. A failed import leaves nothing at `dst`, or with `overwrite` what was
+    there before."""
     found, url, fragment = detect(src)
     _check_apart(url, dst)
+    if kind is not None and kind not in volume.KINDS:
+        raise VolumeError(f"there is no kind of volume '{kind}'.{nearest(kind, volume.KINDS)} Kinds are: {', '.join(volume.KINDS)}.")
+    if any(b % c for b, c in zip(block, chunk)):
+        raise VolumeError(f"a block of {_said(block)} voxels is not whole chunks of {_said(chunk)}. Give multiples of the chunk.")
     source = found.opens(url, fragment, spacing)
+    where = access.shown(url) + (f"#{fragment}" if fragment else "")
     try:
         spacing = spacing or source.spacing
         if spacing is None:
-            raise VolumeError(f"voxel size unknown: {access.shown(url)} does not say it in a way that can be trusted. {SPACING_HINT}")
+            raise VolumeError(f"voxel size unknown: {where} does not say it in a way that can be trusted. {SPACING_HINT}")
         if min(source.shape) < 1:
-            raise VolumeError(f"{access.shown(url)} is empty: its shape is {source.shape}.")
+            raise VolumeError(f"{where} is empty: its shape is {source.shape}.")
         kind = kind or source.kind or "image"
-        dtype = _stored_dtype(source, kind, access.shown(url))
-        origin = {"source": access.shown(url) + (f"#{fragment}" if fragment else ""), "format": found.name}
-        made = volume.create(
-            dst, source.shape, dtype, spacing, kind, block, chunk, origin_nm=source.origin_nm, attributes={"imported": origin}, overwrite=overwrite
-        )
-        try:
-            _fill(made, source, dtype, access.shown(url), progress)
-        except BaseException:
-            access.remove(dst)
-            raise
+        dtype = _stored_dtype(source, kind, where)
+
+        def convert(place: str) -> None:
+            made = volume.create(
+                place, source.shape, dtype, spacing, kind, block, chunk, origin_nm=source.origin_nm, name=_name(dst),
+                attributes={"imported": {"source": where, "format": found.name}},
+            )  # fmt: skip
+            try:
+                _fill(made, source, dtype, where, progress)
+            except BaseException:
+                access.remove(place)
+                raise
+
+        if overwrite and access.exists(dst):
+            with volume.replacing(dst) as place:
+                convert(place)
+        else:
+            convert(dst)
     finally:
         source.close()
     return volume.open(dst)
+
+
+def _said(shape: Int3) -> str:
+    return str(shape[0]) if len(set(shape)) == 1 else " x ".join(map(str, shape))
+
+
+def _name(dst: str) -> str:
+    return os.fspath(dst).rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr").removesuffix(".ome")
 
 
 def _check_apart(src: str, dst: str) -> None:
@@ -94,8 +116,8 @@ def _stored_dtype(source: Source, kind: str, where: str) -> np.dtype:
         if source.dtype.kind != "f" and source.dtype != np.uint8:
             raise VolumeError(f"{where} holds {source.dtype}; a probability is a float of 0..1, or uint8 where 255 stands for 1.")
         return np.dtype("uint8")
-    if kind == "labels" and source.dtype.kind == "i":
-        return np.dtype(f"u{source.dtype.itemsize}")
+    if kind == "labels" and source.dtype.kind != "u":
+        return np.dtype(f"u{min(8, source.dtype.itemsize)}")
     if source.dtype == np.float16:
         return np.dtype("float32")
     return source.dtype
@@ -108,6 +130,12 @@ def _converted(array: np.ndarray, kind: str, dtype: np.dtype, where: str, box: B
         return np.floor(array * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     if kind == "labels" and array.dtype.kind == "i" and array.size and array.min() < 0:
         raise VolumeError(f"{where} holds negative labels in {box}. Labels are numbers from 0 (background) up: renumber them first.")
+    if kind == "labels" and array.dtype.kind == "f" and array.size:
+        most = 1 << (np.finfo(array.dtype).nmant + 1)  # above it neighbouring whole numbers fall together
+        if not (np.isfinite(array).all() and (array == np.floor(array)).all() and array.min() >= 0):
+            raise VolumeError(f"{where} holds values in {box} that are no labels (whole numbers from 0 up). Import it as an image: --kind image.")
+        if array.max() > most:
+            raise VolumeError(f"{where} holds labels above {most:,}, which {array.dtype} cannot tell apart. Save them as whole numbers.")
     return array if kind == "mask" else array.astype(dtype, copy=False)
 
 

@@ -18,6 +18,7 @@ from vemray.importers.base import Format, Source
 from vemray.store import access
 from vemray.store.metadata import nanometres
 
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it has to say becomes our errors, not lines of a log
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -34,9 +35,9 @@ def _opens(url: str, fragment: str, spacing: Spacing | None) -> Source:
     try:
         f = stack.enter_context(access.open_read(url))
         try:
-            # by name where it can be: OME-TIFF sets continue in neighbouring files
-            tif = stack.enter_context(tifffile.TiffFile(access.local_path(url) if access.scheme(url) == "file" else f))
             with _complaints() as said:
+                # by name where it can be: OME-TIFF sets continue in neighbouring files
+                tif = stack.enter_context(tifffile.TiffFile(access.local_path(url) if access.scheme(url) == "file" else f))
                 series = tif.series[0]
                 axes, shape, dtype = series.axes, series.shape, series.dtype
             if said:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 
 import numpy as np
 import tifffile
@@ -32,6 +33,7 @@ def _opens(url: str, fragment: str, spacing: Spacing | None) -> Source:
     names, where = _names(url), access.shown(url)
     if fragment:
         raise VolumeError(f"'#{fragment}' means nothing for a folder of TIFF planes. Name the folder {where} alone.")
+    _check_names(names, where)
     first = _facts(url, names[0])
     for name in names[1:]:
         facts = _facts(url, name)
@@ -48,6 +50,31 @@ def _opens(url: str, fragment: str, spacing: Spacing | None) -> Source:
         return out
 
     return Source((len(names), *shape), dtype, read)
+
+
+def _pattern(name: str) -> str:
+    """The name with every number, also a negative one after a sign such as =, replaced by #."""
+    stem = name.rpartition(".")[0]
+    return re.sub(r"(?<![^\W_])-?\d+|\d+", "#", stem).lower()
+
+
+def _check_names(names: list[str], where: str) -> None:
+    """A series of planes differs in its numbers alone: a picture of another name (an average, an overview) is no plane of it."""
+    patterns = Counter(map(_pattern, names))
+    usual, count = patterns.most_common(1)[0]
+    if len(patterns) == 1:
+        return
+    if count == 1:
+        said = f"{names[0]} first, {names[-1]} last"
+        warnings.warn(f"{where}: the names of the planes are no numbered series; they are taken in the order of their names, {said}.", stacklevel=2)
+        return
+    odd = next(n for n in names if _pattern(n) != usual)
+    like = next(n for n in names if _pattern(n) == usual)
+    many = len(names) - count
+    raise VolumeError(
+        f"{where} holds {odd}{f' and {many - 1} more' if many > 1 else ''}, which does not belong to the series of {count} planes named like {like}. "
+        "Move what is no plane of it to another folder."
+    )
 
 
 def _facts(url: str, name: str) -> tuple[tuple[int, int], np.dtype]:

@@ -50,6 +50,14 @@ class Normalisation(pydantic.BaseModel):
         return np.float32(low), np.float32(1 / width if width > 0 else 1.0)
 
 
+def normalised(values: np.ndarray, constants: tuple[np.float32, np.float32], out: np.ndarray) -> np.ndarray:
+    """Grey values as the network sees them, into `out` (float32): the one way, in training and in use."""
+    offset, scale = constants
+    np.subtract(values, offset, out=out)
+    out *= scale
+    return out
+
+
 class Facts(pydantic.BaseModel):
     """`classes` name the output channels, the first is the background. `voxel_nm`: ZYX of what it was trained on. `stride` (the network's
     total stride) and `halo` (its receptive field to each side, rounded up to the stride) in voxels, one number or one an axis of the network."""

@@ -20,6 +20,7 @@ from pydantic import Field
 from vemray.errors import ModelError, RecipeError, nearest
 from vemray.geometry import Box, Int3, Spacing
 from vemray.models import files
+from vemray.models.facts import normalised
 from vemray.models.sums import Sums, added, taken
 from vemray.models.tiles import Tile, blend_tiles, even_edge, exact_tiles, ramp, reflected
 from vemray.ops.base import ArraySpec, Composite, Filter, Port, Site, Step, register
@@ -94,6 +95,7 @@ class InferTiles(Filter):
     """Probabilities of a network's classes, tile by tile of the volume's own grid. Outputs: name -> uint8 0..255 for 0..1, rounded to nearest."""
 
     holds_model = True
+    version = 2
     ports = (Port("image", ("image",)), Port("histogram", ("scalars",), optional=True))
 
     model: Path_ = ""
@@ -265,7 +267,7 @@ class InferTiles(Filter):
 
     def __call__(self, image: np.ndarray, histogram: dict | None = None, *, site: Site) -> dict[str, np.ndarray]:
         model = _model(self.model, _stamp(self.model), self.device)
-        offset, scale = self.about.normalisation.constants(histogram)
+        constants = self.about.normalisation.constants(histogram)
         wanted = self.wanted()
         out = {name: np.zeros(site.write.shape, np.uint8) for name in wanted}
         zs, ys, xs = self._meeting(site.shape, site.write)
@@ -274,7 +276,7 @@ class InferTiles(Filter):
             box = Box((lo, *site.write.start[1:]), (hi, *site.write.stop[1:]))
             sink = Sums(box.shape, self._layers(wanted)) if self._blend else None
             for tiles in self._batches(slab, ys, xs, site.shape):
-                scores = self._predict(model, image, offset, scale, tiles, site)
+                scores = self._predict(model, image, constants, tiles, site)
                 for s, t in zip(scores, tiles):
                     if t is None:
                         continue
@@ -315,14 +317,13 @@ class InferTiles(Filter):
                     filled = {t.core[0] - first: (t, ty, tx) for t in slab}
                     yield [filled.get(i) for i in range(places)]
 
-    def _predict(self, model: files.Model, image: np.ndarray, offset, scale, tiles, site: Site) -> np.ndarray:
+    def _predict(self, model: files.Model, image: np.ndarray, constants, tiles, site: Site) -> np.ndarray:
         window = [t.window[1] - t.window[0] for t in next(t for t in tiles if t is not None)]
         batch = np.zeros((len(tiles), 1, *(window if self.about.dims == 3 else window[1:])), np.float32)
         for place, t in zip(batch, tiles):
             if t is not None:
                 at = [reflected(*a.window, n) - r for a, n, r in zip(t, site.shape, site.read.start)]
-                np.subtract(taken(image, at).reshape(place[0].shape), offset, out=place[0])
-                place[0] *= scale
+                normalised(taken(image, at).reshape(place[0].shape), constants, place[0])
         return model.predict(batch)
 
     def _weights(self, tiles: tuple[Tile, Tile, Tile], part: Box, shape: Int3) -> np.ndarray:

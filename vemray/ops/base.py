@@ -162,6 +162,11 @@ class BlockOperator(Operator):
         """Upper bound of the bytes a call allocates, per voxel of the read box: its output and temporaries, not its inputs."""
         raise NotImplementedError(f"{type(self).__name__} must declare its memory")
 
+    def rows(self) -> dict[str, tuple[str, str]]:
+        """Table ports of which a block needs only the rows of its own labels: port -> (port of the labels, column that holds them). The call
+        then gets those rows, or more."""
+        return {}
+
     def check(self, *inputs: ArraySpec) -> None:
         """Raise RecipeError when these inputs cannot be used with these parameters. Called while planning."""
 
@@ -262,7 +267,8 @@ def load_plugins() -> None:
 def find(name: str) -> type[Operator]:
     load_plugins()
     if name not in OPERATORS:
-        raise RecipeError(f"there is no operator '{name}'.{nearest(name, OPERATORS)} `vemray ops` lists them.")
+        offered = [n for n, c in OPERATORS.items() if not c.hidden]
+        raise RecipeError(f"there is no operator '{name}'.{nearest(name, offered)} `vemray ops` lists them.")
     return OPERATORS[name]
 
 

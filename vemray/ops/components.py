@@ -119,21 +119,25 @@ def _label_block(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
 
 def first_voxels(labels: np.ndarray, count: int, site: Site) -> np.ndarray:
     """Global raster index (uint64) of the first voxel of each of the labels 1..count; `labels` cover `site.write`."""
-    local = _first_local(labels.reshape(-1), count)
-    return site.linear(np.stack(np.unravel_index(local, labels.shape), 1) + np.array(site.write.start))
+    first = np.full(count + 1, np.iinfo(np.uint64).max)
+    _first_voxels(labels, np.array(site.write.start, np.int64), np.array(site.shape, np.int64), first)
+    return first[1:]
 
 
 @njit(cache=True, nogil=True)
-def _first_local(flat, count):
-    first = np.full(count + 1, -1, np.int64)
-    last = np.uint32(0)
-    for i in range(flat.size):
-        v = flat[i]
-        if v != last:  # only run starts are looked up
-            last = v
-            if v != 0 and first[v] < 0:
-                first[v] = i
-    return first[1:]
+def _first_voxels(labels, start, shape, first):
+    nz, ny, nx = labels.shape
+    none = first[0]
+    for z in range(nz):
+        for y in range(ny):
+            base = ((z + start[0]) * shape[1] + y + start[1]) * shape[2] + start[2]
+            last = np.uint32(0)
+            for x in range(nx):
+                v = labels[z, y, x]
+                if v != last:  # only run starts are looked up
+                    last = v
+                    if v != 0 and first[v] == none:
+                        first[v] = np.uint64(base + x)
 
 
 @njit(cache=True, nogil=True)

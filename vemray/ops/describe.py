@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 import typing
 
 from vemray.ops.base import OPERATORS, Analysis, Approximate, Composite, Filter, Labeller, Measure, Operator, find, load_plugins
@@ -45,31 +46,42 @@ def visible() -> dict[str, type[Operator]]:
     return {n: c for n, c in sorted(OPERATORS.items()) if not c.hidden}
 
 
-def table() -> str:
-    """One line an operator."""
-    rows = [
-        (n, kind(c), ", ".join(p.name + ("?" if p.optional else "") for p in c.ports), ", ".join(r[0] for r in parameter_rows(c)), first_sentence(c))
-        for n, c in visible().items()
-    ]
-    head = ("operator", "kind", "inputs", "parameters", "what it does")
-    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(4)]
-    return "\n".join("  ".join([*(v.ljust(w) for v, w in zip(r, widths)), r[4]]).rstrip() for r in [head, *rows])
+def table(width: int = 120) -> str:
+    """Each operator: what it does, its kind, inputs and parameters, wrapped at `width` columns."""
+    classes = visible()
+    left = max(map(len, classes)) + 2
+    out = []
+    for n, c in classes.items():
+        inputs = ", ".join(p.name + ("?" if p.optional else "") for p in c.ports)
+        parameters = ", ".join(r[0] for r in parameter_rows(c))
+        facts = f"{kind(c)}{' of ' + inputs if inputs else ''}{'; parameters: ' + parameters if parameters else ''}"
+        out += [_wrapped(n.ljust(left) + first_sentence(c), width, left), _wrapped(" " * left + facts, width, left + 2)]
+    return "\n".join([*out, "", "`vemray ops NAME` shows one in full; ? marks an input that may be left out."])
 
 
-def describe(name: str) -> str:
+def _wrapped(text: str, width: int, indent: int) -> str:
+    """One line of text at `width` columns, what follows the first indented."""
+    return textwrap.fill(
+        text, max(width, indent + 30), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+
+
+def describe(name: str, width: int = 120) -> str:
     """One operator in full."""
     cls = find(name)
     contract = f"approximate: {cls.contract.why}" if isinstance(cls.contract, Approximate) else "exact: blockwise equals whole"
-    out = [f"{name} ({kind(cls)}; {contract})", "", inspect.getdoc(cls) or "", "", "inputs"]
+    paragraphs = [" ".join(p.split()) for p in (inspect.getdoc(cls) or "").split("\n\n")]
+    out = [f"{name} ({kind(cls)}; {contract})", *(line for p in paragraphs for line in ("", p)), "", "inputs"]
     for p in cls.ports:
         out.append(
             f"  {p.name}: {' or '.join(p.kinds)}{', several by name' if p.many else ''}{', optional' if p.optional else ''}{'. ' + p.doc if p.doc else ''}"
         )
+    out += ["  none"] if not cls.ports else []
     out.append("parameters")
     out += [f"  {n}: {t} = {d}  {about}".rstrip() for n, t, d, about in parameter_rows(cls)] or ["  none"]
     if cls.serves:
         out += ["", f"serves: {cls.serves}"]
-    return "\n".join(out)
+    return "\n".join(_wrapped(line, width, 6 if line.startswith("  ") else 0) for line in out)
 
 
 def markdown() -> str:
@@ -80,7 +92,7 @@ def markdown() -> str:
             f"### `{n}`",
             "",
             f"{first_sentence(c)} *{kind(c)}*; inputs: "
-            + ", ".join(f"`{p.name}` ({'/'.join(p.kinds)}{', optional' if p.optional else ''})" for p in c.ports)
+            + (", ".join(f"`{p.name}` ({'/'.join(p.kinds)}{', optional' if p.optional else ''})" for p in c.ports) or "none")
             + ".",
             "",
         ]

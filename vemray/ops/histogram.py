@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -127,10 +128,10 @@ def _float_moments(codes: np.ndarray, sums: np.ndarray) -> tuple[int, float, flo
 
 
 def percentile(histogram: dict, q: float) -> float:
-    """The smallest value that occurs at or below which at least `q` per cent of the voxels lie."""
+    """The smallest value that occurs at or below which at least `q` per cent of the voxels lie; `q` is the decimal number that it prints as."""
     counts = np.cumsum(histogram["counts"])
-    at = np.searchsorted(counts, q / 100 * counts[-1], side="left")
-    return float(histogram["values"][min(int(at), len(counts) - 1)])
+    wanted = math.ceil(Fraction(repr(float(q))) / 100 * int(counts[-1]))
+    return float(histogram["values"][int(np.searchsorted(counts, wanted, side="left"))])
 
 
 def otsu(histogram: dict) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,10 +11,26 @@ import numpy as np
 from pydantic import Field
 
 from vemray.errors import RecipeError
+from vemray.geometry import Int3
 from vemray.ops.base import ArraySpec, Composite, Filter, Port, Site, Step, build, register
 from vemray.ops.logic import BINARY, is_set
+from vemray.ops.threshold import stored
 
 GREY = ("image", "probability")
+
+
+def _fits(value: float, spec: ArraySpec) -> bool:
+    """Whether the integer image holds this value: a probability 0 to 1 (to the nearest of its 255 steps), others whole numbers."""
+    if spec.kind == "probability":
+        return 0 <= value <= 1
+    info = np.iinfo(spec.dtype)
+    return info.min <= value <= info.max and value == int(value)
+
+
+def _held(value: float, spec: ArraySpec) -> np.generic:
+    """A grey value as the image stores it."""
+    v = stored(value, spec)
+    return np.dtype(spec.dtype).type(v if np.dtype(spec.dtype).kind == "f" else round(v))
 
 
 @register("invert")
@@ -24,10 +40,12 @@ class Invert(Filter):
     int16: -1 - value), which loses nothing; a floating-point image has no such range and needs `maximum`."""
 
     serves = "steps 1 and 10: inversion of the intensities"
+    version = 2
     ports = (Port("image", GREY),)
 
     maximum: Annotated[
-        float | None, Field(description="grey value that becomes 0; values above it become 0 in unsigned images. Default: the largest of the type")
+        float | None,
+        Field(description="grey value (0..1 on a probability) that becomes 0; values above it become 0 in unsigned images. Default: the largest"),
     ] = None
 
     @classmethod
@@ -40,7 +58,9 @@ class Invert(Filter):
             raise RecipeError(f"'invert' of a {image.dtype} image needs 'maximum': the grey value that becomes 0 (1.0 for values of 0 to 1).")
         if dtype.kind == "i" and self.maximum is not None:
             raise RecipeError(f"'invert' of a {image.dtype} image takes no 'maximum': signed values are reflected in the range of their type.")
-        if dtype.kind == "u" and self.maximum is not None and not (0 <= self.maximum <= np.iinfo(dtype).max and self.maximum == int(self.maximum)):
+        if dtype.kind == "u" and self.maximum is not None and not _fits(self.maximum, image):
+            if image.kind == "probability":
+                raise RecipeError(f"'maximum' of 'invert' must be 0 to 1 for a probability, got {self.maximum}.")
             raise RecipeError(
                 f"'maximum' of 'invert' must be a whole number of 0 to {np.iinfo(dtype).max} for a {image.dtype} image, got {self.maximum}."
             )
@@ -54,7 +74,7 @@ class Invert(Filter):
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         if image.dtype.kind in "iu" and self.maximum is None:
             return np.invert(image)
-        maximum = image.dtype.type(1 if self.maximum is None else self.maximum)
+        maximum = _held(1 if self.maximum is None else self.maximum, site.inputs[0])
         if image.dtype.kind == "f":
             return maximum - image
         out = np.minimum(image, maximum)
@@ -67,9 +87,10 @@ class MaskImage(Filter):
     """The image where the mask is set, `fill` elsewhere."""
 
     serves = "steps 10 and 11: the image restricted to a layer or a compartment"
+    version = 2
     ports = (Port("image", GREY), Port("mask", BINARY, doc="labels count as set where they are not 0"))
 
-    fill: Annotated[float, Field(description="grey value outside the mask, in units of the image")] = 0
+    fill: Annotated[float, Field(description="value outside the mask: grey value, or 0..1 on a probability")] = 0
 
     @classmethod
     def examples(cls):
@@ -77,8 +98,9 @@ class MaskImage(Filter):
 
     def check(self, image: ArraySpec, mask: ArraySpec) -> None:
         dtype = np.dtype(image.dtype)
-        if dtype.kind in "iu" and not (np.iinfo(dtype).min <= self.fill <= np.iinfo(dtype).max and self.fill == int(self.fill)):
-            raise RecipeError(f"'fill' of 'mask' is {self.fill}, which a {image.dtype} image cannot hold: give a whole number in its range.")
+        if dtype.kind in "iu" and not _fits(self.fill, image):
+            wanted = "a value of 0 to 1" if image.kind == "probability" else "a whole number in its range"
+            raise RecipeError(f"'fill' of 'mask' is {self.fill}, which a {image.dtype} {image.kind} cannot hold: give {wanted}.")
 
     def output(self, image: ArraySpec, mask: ArraySpec) -> ArraySpec:
         return image
@@ -87,7 +109,7 @@ class MaskImage(Filter):
         return np.dtype(image.dtype).itemsize + (mask.dtype != "bool")
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, *, site: Site) -> np.ndarray:
-        return np.where(is_set(mask), image, image.dtype.type(self.fill))
+        return np.where(is_set(mask), image, _held(self.fill, site.inputs[0]))
 
 
 Target = Literal["uint8", "float32"]
@@ -100,6 +122,7 @@ class RescaleBetween(Filter):
     low and high are percentiles of it."""
 
     serves = "step 3: grey values as a network or a threshold expects them"
+    version = 2
     ports = (Port("image", GREY), Port("histogram", ("scalars",), optional=True, doc="of the whole volume"))
 
     low: Annotated[float, Field(description="grey value, or percentile in 0..100 with a histogram, that becomes 0")] = 0
@@ -114,8 +137,7 @@ class RescaleBetween(Filter):
         return image.like(self.dtype, "image")
 
     def memory(self, image: ArraySpec) -> float:
-        # a plane at a time in float64; ops/smooth.py's `planes` says how thin a block may be
-        return np.dtype(self.dtype).itemsize + 1 + 24 / max(1, min(16, image.shape[0]))
+        return np.dtype(self.dtype).itemsize + 1.5  # the output; some rows at a time in float64, and the table
 
     def levels(self, histogram: dict[str, Any] | None) -> tuple[float, float]:
         """Grey values that become 0 and the top."""
@@ -127,17 +149,24 @@ class RescaleBetween(Filter):
 
     def __call__(self, image: np.ndarray, histogram: dict[str, Any] | None = None, *, site: Site) -> np.ndarray:
         spec = site.inputs[0]
-        unit = 255 if (spec.kind, spec.dtype) == ("probability", "uint8") else 1  # levels of a probability are in 0..1
-        low, high = (v * unit for v in self.levels(histogram))
+        low, high = (stored(v, spec) for v in self.levels(histogram))
         out = np.empty(image.shape, self.dtype)
         if image.dtype in (np.uint8, np.uint16):
             table = _rescaled(np.arange(np.iinfo(image.dtype).max + 1), low, high, out.dtype)
-            for z in range(len(image)):  # take() makes an index array of 8 bytes a voxel: plane by plane
-                table.take(image[z], out=out[z], mode="clip")
+            for part in _strips(image.shape):  # take() makes an index array of 8 bytes a voxel
+                out[part] = table[image[part]]
         else:
-            for z in range(len(image)):
-                out[z] = _rescaled(image[z], low, high, out.dtype)
+            for part in _strips(image.shape):
+                out[part] = _rescaled(image[part], low, high, out.dtype)
         return out
+
+
+def _strips(shape: Int3) -> Iterator[tuple[int, slice]]:
+    """Some rows of a plane at a time, about 8192 voxels: temporaries stay small in thin blocks too."""
+    rows = max(1, 8192 // max(1, shape[2]))
+    for z in range(shape[0]):
+        for y in range(0, shape[1], rows):
+            yield z, slice(y, y + rows)
 
 
 def _rescaled(values: np.ndarray, low: float, high: float, dtype: np.dtype) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Adaptive threshold: each voxel against the mean of its neighbourhood.
 
 The box mean is an exact ratio of integer sums, so running sums keep the law; on floating-point images the box is summed directly,
-term by term in a fixed order, as the Gaussian is."""
+term by term in a fixed order, as the Gaussian is. On flat ground both means are the grey value itself, exactly: rounding sets no voxel."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,7 +18,8 @@ from vemray.errors import RecipeError
 from vemray.geometry import Int3, Spacing
 from vemray.ops.base import ArraySpec, Filter, Port, Site, register
 from vemray.ops.intensity import GREY
-from vemray.ops.smooth import gaussian, gaussian_memory, gaussian_radius, planes, reflections
+from vemray.ops.smooth import gaussian_radius, planes, reflections
+from vemray.ops.threshold import stored
 
 
 @register("local_threshold")
@@ -28,6 +30,7 @@ class LocalThreshold(Filter):
     sigma = `size_nm` / 6, as in scikit-image's `threshold_local`. At the volume's true edges the image is reflected."""
 
     serves = "step 10: 3D adaptive threshold"
+    version = 2
     ports = (Port("image", GREY),)
 
     size_nm: Annotated[float, Field(gt=0, description="side of the neighbourhood, nm; larger than the particles looked for")] = 100
@@ -52,27 +55,40 @@ class LocalThreshold(Filter):
         return image.like(np.bool_, "mask")
 
     def memory(self, image: ArraySpec) -> float:
-        # the result; the local mean (float32) or sum (8 bytes), with a plane on the way; the comparison of a plane in float64
-        mean = gaussian_memory(image) if self.method == "gaussian" else 8 + 8 / planes(image) + (4 if image.dtype == "float16" else 0)
-        return 1.5 + mean + 24 / planes(image)
+        # the result and the box's sums; one plane's sums along z and its local mean; a float32 copy of a float16 image
+        sums = 0 if self.method == "gaussian" else 8
+        return 1.5 + sums + 16 / planes(image, self.halo(image.spacing)) + (4 if image.dtype == "float16" else 0)
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         spec = site.inputs[0]
-        quantised = spec.kind == "probability" and spec.dtype == "uint8"
         out = np.empty(site.write.shape, np.bool_)
         here = image[site.crop]
-        sign = 1 if self.direction == "above" else -1
-        if self.method == "gaussian":
-            mean = gaussian(image, self.size_nm / 6, site)
-            scale, count, offset = (255.0 if quantised else 1.0), 1, self.offset
-        else:
-            half = self.halo(site.spacing)
-            mean, count = box_sums(image, half, site), math.prod(2 * h + 1 for h in half)
-            scale, offset = 1.0, self.offset * (255 if quantised else 1)
-        for z in range(len(out)):  # float64, which holds every sum below 2^53 exactly, a plane at a time
-            local = mean[z] / float(count)
-            np.greater(sign * (here[z] / scale - local), offset, out=out[z])
+        sign, offset = (1 if self.direction == "above" else -1), stored(self.offset, spec)
+        means = self._gaussian_means(image, site) if self.method == "gaussian" else self._box_means(image, site)
+        for z, local in enumerate(means):
+            np.subtract(here[z], local, out=local)
+            local *= sign
+            np.greater(local, offset, out=out[z])
         return out
+
+    def _box_means(self, image: np.ndarray, site: Site) -> Iterator[np.ndarray]:
+        """float64, which holds every sum below 2^53 exactly, a plane at a time."""
+        half = self.halo(site.spacing)
+        count = float(math.prod(2 * h + 1 for h in half))
+        for sums in box_sums(image, half, site):
+            yield sums / count
+
+    def _gaussian_means(self, image: np.ndarray, site: Site) -> Iterator[np.ndarray]:
+        """float64, a plane at a time. The weights along each axis are multiples of 2^-20 that sum to 1: with values of up to 32 bits, or
+        float32, every sum over flat ground is exact."""
+        radius = self.halo(site.spacing)
+        weights = [whole_weights(self.size_nm / 6 / s, r) for s, r in zip(site.spacing.zyx, radius)]
+        iz, iy, ix = reflections(radius, site)
+        if image.dtype == np.float16:
+            image = image.astype(np.float32)
+        columns = np.empty(image.shape[1:])
+        for z in range(site.write.shape[0]):
+            yield _gaussian_plane(image, *weights, iz[z : z + 2 * radius[0] + 1], iy, ix, columns, np.empty(site.write.shape[1:]))
 
 
 def box_sums(image: np.ndarray, half: Int3, site: Site) -> np.ndarray:
@@ -82,6 +98,53 @@ def box_sums(image: np.ndarray, half: Int3, site: Site) -> np.ndarray:
     if image.dtype == np.float16:
         image = image.astype(np.float32)
     (_box_sums_integer if integer else _box_sums_float)(image, *reflections(half, site), out)
+    return out
+
+
+def whole_weights(sigma: float, radius: int) -> np.ndarray:
+    """float64 [centre, 1, 2, ..., radius] of a Gaussian, each a whole number of 2^-20; both sides together sum to 1. `sigma` in voxels."""
+    w = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    w = np.rint(w / (w[0] + 2 * w[1:].sum()) * 2.0**20)
+    w[0] = 2.0**20 - 2 * w[1:].sum()
+    return w / 2.0**20
+
+
+@njit(cache=True, nogil=True)
+def _gaussian_plane(image, wz, wy, wx, iz, iy, ix, columns, out):
+    """Weighted mean around each voxel of one plane: along z (into `columns`, as large as a plane of the image), then y, then x; every voxel
+    adds its terms from the centre outwards. `iz`: planes of the image, those of the kernel; iy, ix: its rows and columns for the output's,
+    and a kernel's radius more on each side."""
+    ny, nx = out.shape
+    my, mx = columns.shape
+    rz, ry, rx = len(wz) - 1, len(wy) - 1, len(wx) - 1
+    row = np.empty(mx, np.float64)
+    line = np.empty(nx + 2 * rx, np.float64)
+    for y in range(my):
+        acc = columns[y]
+        src = image[iz[rz], y]
+        for x in range(mx):
+            acc[x] = wz[0] * np.float64(src[x])
+        for k in range(1, rz + 1):
+            a, b = image[iz[rz - k], y], image[iz[rz + k], y]
+            for x in range(mx):
+                acc[x] += wz[k] * (np.float64(a[x]) + np.float64(b[x]))
+    for y in range(ny):
+        src = columns[iy[y + ry]]
+        for x in range(mx):
+            row[x] = wy[0] * src[x]
+        for k in range(1, ry + 1):
+            a, b = columns[iy[y + ry - k]], columns[iy[y + ry + k]]
+            for x in range(mx):
+                row[x] += wy[k] * (a[x] + b[x])
+        for x in range(nx + 2 * rx):
+            line[x] = row[ix[x]]
+        acc = out[y]
+        for x in range(nx):
+            acc[x] = wx[0] * line[x + rx]
+        for k in range(1, rx + 1):
+            a, b = line[rx - k : rx - k + nx], line[rx + k : rx + k + nx]
+            for x in range(nx):
+                acc[x] += wx[k] * (a[x] + b[x])
     return out
 
 

@@ -14,9 +14,9 @@ from vemray.ops.planes import Planes, Runs
 from vemray.ops.surface import surface_area
 
 # int64 columns that fit at any volume size
-_N, _FIRST, _LO, _HI, _PAIRS, _EULER = 0, 1, slice(2, 5), slice(5, 8), slice(8, 21), 21
+_N, _FIRST, _LO, _HI, _PAIRS, _EULER = mk.N, mk.FIRST, slice(mk.LO, mk.HI), slice(mk.HI, mk.LESS), slice(mk.LESS, mk.EULER), mk.EULER
 _SURFACE = slice(8, 22)
-_NARROW = 22
+_NARROW = mk.NARROW
 # columns in two limbs, value = high * 2^48 + low, since squared coordinates of a whole cell overflow 64 bits
 _S, _SS, _ISUM, _ISQ = slice(0, 3), slice(3, 9), 9, 10
 _WIDE = 11
@@ -36,11 +36,11 @@ class MeasureObjects(Measure):
     `bbox_{z,y,x}_{min,max}` (voxels, half open); `axis_{major,middle,minor}_nm` (full axes of the ellipsoid with the same second moments:
     2 sqrt(5 * eigenvalue) of the covariance of voxel centres); `orientation_{z,y,x}` (unit vector of the major axis, its largest component
     positive); `equivalent_diameter_nm`; `surface_area_nm2` (Crofton's formula, see ops/surface.py: no surface where the volume's border
-    cuts an object, see `touches_border`); `surface_to_volume_per_nm`; `sphericity` (pi^(1/3) (6 V)^(2/3) / A: Wadell 1935; above 1 only for
-    objects of a few voxels or cut ones); `euler_number` (pieces - tunnels + cavities, voxels touching over faces); `first_voxel` (raster
+    cuts an object, see `touches_border`); `surface_to_volume_per_nm`; `sphericity` (pi^(1/3) (6 V)^(2/3) / A: Wadell 1935; above 1 for objects
+    of a few voxels or cut ones, slightly for round ones in thick sections); `euler_number` (pieces - tunnels + cavities, voxels touching over faces); `first_voxel` (raster
     index); `touches_border` (of the volume); `intensity_{mean,std,min,max,sum}` (a probability in 0..1).
 
-    Sums are of integers. Intensities of floats are summed in steps of 2^-20 and must lie within +-2^20."""
+    Sums are of integers. Intensities of floats are summed in steps of 2^-20: they must lie within +-2^20, and reach 2^-10 somewhere."""
 
     serves = "steps 7 and 8: volumes, surface-to-volume"
     ports = (Port("labels", ("labels",)), Port("image", ("image", "probability", "mask"), optional=True, doc="whose intensity is measured"))
@@ -58,8 +58,8 @@ class MeasureObjects(Measure):
         return Objects.none().table((1, 1, 1), Spacing(1, 1, 1), image).column_names
 
     def memory(self, labels: ArraySpec, image: ArraySpec | None = None) -> float:
-        # two planes of runs, planes of the block's outside, and 1.3 kilobytes a label: room for blocks of objects of 80 voxels each
-        return 16 + 90 / min(max(labels.shape[0], 1), 32)
+        # up to 800 bytes a label while its sums are sorted: the connected components of 20 % noise, of two voxels each, with two planes of runs
+        return 75
 
     def measure(self, labels: np.ndarray, image: np.ndarray | None = None, *, site: Site) -> Objects:
         return self._objects(labels, image, site, True)
@@ -73,7 +73,7 @@ class MeasureObjects(Measure):
     def _objects(self, labels: np.ndarray, image: np.ndarray | None, site: Site, surface: bool) -> Objects:
         if image is not None and image.dtype == np.bool_:
             image = image.view(np.uint8)
-        keys, sums, extremes, bad = mk.accumulate(labels, image, site.write.start, site.shape, surface)
+        keys, *sums, extremes, bad = mk.accumulate(labels, image, site.write.start, site.shape, surface)
         if bad:
             raise RecipeError("'measure' met intensities beyond +-1048576, or not finite (NaN or infinity). Rescale or mask the image first.")
         planes = Planes.of(labels, site.write, site.shape) if surface else Planes(site.write, {})
@@ -81,6 +81,9 @@ class MeasureObjects(Measure):
 
     def finish(self, partial: Objects, inputs: tuple[ArraySpec, ...]):
         image = inputs[1] if len(inputs) > 1 else None
+        largest = float(np.abs(partial.extremes).max(initial=0))
+        if image is not None and np.dtype(image.dtype).kind == "f" and 0 < largest < 2.0**-10:
+            raise RecipeError(f"'measure' met intensities of at most {largest:.3g}, too small for sums in steps of 1e-6. Rescale the image first.")
         return partial.table(inputs[0].shape, inputs[0].spacing, image)
 
 
@@ -103,28 +106,33 @@ class Objects:
         return cls(np.zeros(0, np.uint64), np.zeros((0, _NARROW), np.int64), wide, wide, np.zeros((0, 2)), Planes(Box((0, 0, 0), (0, 0, 0)), {}))
 
     @classmethod
-    def of(cls, keys: np.ndarray, acc: np.ndarray, extremes: np.ndarray, site: Site, planes: Planes, surface: bool) -> Objects:
-        """From a block's sums: sorted, and from the block's corner to the volume's."""
+    def of(cls, keys: np.ndarray, sums: list[np.ndarray], extremes: np.ndarray, site: Site, planes: Planes, surface: bool) -> Objects:
+        """From a block's sums [narrow, wide], which it uses up: sorted, and from the block's corner to the volume's."""
         order = np.argsort(keys, kind="stable")
-        keys, acc, extremes = keys[order], acc[order], extremes[order]
-        corner = site.write.start
-        n = acc[:, mk.N]
-        narrow = np.empty((len(keys), _NARROW), np.int64)
-        narrow[:, _N], narrow[:, _FIRST], narrow[:, _EULER] = n, acc[:, mk.FIRST], acc[:, mk.EULER]
-        narrow[:, _LO], narrow[:, _HI] = acc[:, mk.LO : mk.LO + 3] + np.array(corner), acc[:, mk.HI : mk.HI + 3] + np.array(corner)
-        # pairs with just one voxel in the label: both orientations, less those outside the volume, less both voxels of equal pairs
-        narrow[:, _PAIRS] = 2 * n[:, None] - acc[:, mk.OUT : mk.OUT + 13] - 2 * acc[:, mk.SAME : mk.SAME + 13] if surface else 0
-        s, ss = acc[:, mk.S : mk.S + 3], acc[:, mk.SS : mk.SS + 6]
+        wide = sums.pop()
+        narrow = sums.pop()[order]
+        keys, extremes = keys[order], extremes[order]
+        corner, n = site.write.start, narrow[:, _N]
+        narrow[:, _LO] += np.array(corner)
+        narrow[:, _HI] += np.array(corner)
+        narrow[:, _PAIRS] = 2 * n[:, None] - narrow[:, _PAIRS] if surface else 0
         far = max(site.write.stop) if len(keys) else 0
-        if int(n.max(initial=0)) * far * far >= 1 << 60:  # of a large object far from the corner
-            n, s, ss = n.astype(object), s.astype(object), ss.astype(object)
-        moved = [s[:, i] + corner[i] * n for i in range(3)]
-        moved += [ss[:, i] + corner[a] * s[:, b] + corner[b] * s[:, a] + corner[a] * corner[b] * n for i, (a, b) in enumerate(_PRODUCTS)]
+        large = int(n.max(initial=0)) * far * far >= 1 << 60  # a large object far from the corner
+        n = n.astype(object) if large else n
+
+        def column(i: int) -> np.ndarray:
+            return wide[order, i].astype(object) if large else wide[order, i]
+
         high, low = np.empty((len(keys), _WIDE), np.int64), np.empty((len(keys), _WIDE), np.int64)
-        for i, v in enumerate(moved):
-            high[:, i], low[:, i] = v >> mk.BITS, v & _MASK
-        high[:, _ISUM], low[:, _ISUM] = acc[:, mk.ISUM_HI], acc[:, mk.ISUM_LO]
-        high[:, _ISQ], low[:, _ISQ] = acc[:, mk.ISQ_HI], acc[:, mk.ISQ_LO]
+        s = [column(mk.S + i) for i in range(3)]
+        for i in range(3):
+            moved = s[i] + corner[i] * n
+            high[:, i], low[:, i] = moved >> mk.BITS, moved & _MASK
+        for i, (a, b) in enumerate(_PRODUCTS, 3):
+            moved = column(mk.SS + i - 3) + corner[a] * s[b] + corner[b] * s[a] + corner[a] * corner[b] * n
+            high[:, i], low[:, i] = moved >> mk.BITS, moved & _MASK
+        high[:, _ISUM], low[:, _ISUM] = wide[order, mk.ISUM_HI], wide[order, mk.ISUM_LO]
+        high[:, _ISQ], low[:, _ISQ] = wide[order, mk.ISQ_HI], wide[order, mk.ISQ_LO]
         return cls(keys, narrow, high, low, extremes, planes, surface)
 
     def merge(self, upper: Objects, axis: int) -> Objects:

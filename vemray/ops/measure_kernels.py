@@ -10,8 +10,10 @@ from numba import njit
 
 from vemray.ops.surface import DIRECTION_OF
 
-# int64 columns of the accumulator, coordinates relative to the block
-N, S, SS, LO, HI, FIRST, SAME, EULER, OUT, ISUM_HI, ISUM_LO, ISQ_HI, ISQ_LO, WIDTH = 0, 1, 4, 10, 13, 16, 17, 30, 31, 44, 45, 46, 47, 48
+# int64 columns of the accumulators, coordinates relative to the block. LESS: of the 2 N pairs that the voxels of a label make in each
+# direction, those that have not just one voxel in it: 2 for a pair within the label, 1 for one that reaches outside the volume.
+N, FIRST, LO, HI, LESS, EULER, NARROW = 0, 1, 2, 5, 8, 21, 22
+S, SS, ISUM_HI, ISUM_LO, ISQ_HI, ISQ_LO, WIDE = 0, 3, 9, 10, 11, 12, 13
 #: fixed point of float images: steps of 2^-20, below 2^20
 FIXED = 2.0**20
 _LIMIT = 2.0**40
@@ -28,10 +30,21 @@ class Plane:
     rows y and y + 1 with the same id overlap, likewise."""
 
     def __init__(self, ny: int, nx: int):
-        self.start, self.end, self.id = (np.empty(ny * nx, np.int32) for _ in range(3))
-        self.key, self.rows = np.empty(ny * nx, np.uint64), np.zeros(ny + 1, np.int64)
-        self.over = np.empty((2 * ny * nx if ny > 1 else 0, 3), np.int32)
-        self.over_rows = np.zeros(ny + 1, np.int64)
+        self.rows, self.over_rows = np.zeros(ny + 1, np.int64), np.zeros(ny + 1, np.int64)
+        self._room(ny * nx // 16 + 2 * nx)
+
+    def _room(self, runs: int) -> None:
+        self.start, self.end, self.id = (np.empty(runs, np.int32) for _ in range(3))
+        self.key = np.empty(runs, np.uint64)
+        self.over = np.empty((2 * runs if len(self.rows) > 2 else 0, 3), np.int32)  # two rows of a and b runs overlap in less than a + b places
+
+    def read(self, labels: np.ndarray) -> int:
+        """Runs of a plane; their number."""
+        n = _runs(labels, self.start, self.end, self.key, self.rows)
+        if n > len(self.key):
+            self._room(n * 5 // 4)
+            _runs(labels, self.start, self.end, self.key, self.rows)
+        return n
 
 
 class Found:
@@ -40,7 +53,7 @@ class Found:
     def __init__(self):
         self.n = 0
         self.keys = np.zeros(64, np.uint64)
-        self.acc = np.zeros((64, WIDTH), np.int64)
+        self.narrow, self.wide = np.zeros((64, NARROW), np.int64), np.zeros((64, WIDE), np.int64)
         self.extremes = np.zeros((64, 2))
         self.slots = np.zeros(256, np.uint64), np.full(256, -1, np.int64)
 
@@ -48,55 +61,54 @@ class Found:
         """Ids of the plane's runs."""
         most = self.n + runs
         if 2 * most > len(self.slots[0]):
-            size = 1 << (4 * most).bit_length()
+            size = 1 << (2 * most).bit_length()
             self.slots = _rehashed(self.keys, self.n, np.zeros(size, np.uint64), np.full(size, -1, np.int64))
-        if most > len(self.keys):
-            self.keys = _longer(self.keys, most, self.n)
+        _lengthen(self.keys, most)
         self.n = _number(plane.key, runs, plane.id, *self.slots, self.keys, self.n)
-        if self.n > len(self.acc):
-            had = len(self.acc)
-            self.acc, self.extremes = _longer(self.acc, self.n, had), _longer(self.extremes, self.n, had)
+        for a in (self.narrow, self.wide, self.extremes):
+            _lengthen(a, self.n)
 
 
-def _longer(a: np.ndarray, least: int, used: int) -> np.ndarray:
-    out = np.zeros((max(least, len(a) * 3 // 2), *a.shape[1:]), a.dtype)
-    out[:used] = a[:used]
-    return out
+def _lengthen(a: np.ndarray, least: int) -> None:
+    """In place, without a second copy: nothing else looks at these arrays."""
+    if least > len(a):
+        a.resize((max(least, len(a) * 5 // 4), *a.shape[1:]), refcheck=False)
 
 
 def accumulate(labels: np.ndarray, image: np.ndarray | None, start, shape, surface: bool = True):
     """Sums of every label of a block whose corner is `start` in a volume of `shape`.
 
-    labels: unsigned (z, y, x); image: of the same shape. Returns (labels uint64 (n,), sums int64 (n, WIDTH), least and largest intensity
-    float64 (n, 2), and whether an intensity did not fit). Without `surface` the columns SAME, OUT and EULER stay 0."""
+    labels: unsigned (z, y, x); image: of the same shape. Returns (labels uint64 (n,), sums int64 (n, NARROW) and (n, WIDE), least and largest
+    intensity float64 (n, 2), and whether an intensity did not fit). Without `surface` the columns LESS and EULER stay 0."""
     nz, ny, nx = labels.shape
     start, shape = np.array(start, np.int64), np.array(shape, np.int64)
     here, before = Plane(ny, nx), Plane(ny, nx)
     found, bad, before_runs = Found(), False, 0
     for z in range(nz):
-        runs = _runs(labels[z], here.start, here.end, here.key, here.rows)
+        runs = here.read(labels[z])
         if runs:
             known = found.n
             found.number(here, runs)
-            _moments(found.acc, known, found.n, here.start, here.end, here.id, here.rows, z, start, shape, surface)
+            _moments(found.narrow, found.wide, known, found.n, here.start, here.end, here.id, here.rows, z, start, shape, surface)
             if image is not None:
                 bad |= _intensity(
-                    found.acc, found.extremes, known, found.n, image[z], here.start, here.end, here.id, here.rows, image.dtype.kind == "f"
+                    found.wide, found.extremes, known, found.n, image[z], here.start, here.end, here.id, here.rows, image.dtype.kind == "f"
                 )
             if surface:
-                _within(found.acc, here.start, here.end, here.id, here.rows, here.over, here.over_rows)
+                _within(found.narrow, here.start, here.end, here.id, here.rows, here.over, here.over_rows)
                 if before_runs:
                     _between(
-                        found.acc,
+                        found.narrow,
                         *(before.start, before.end, before.id, before.rows, before.over, before.over_rows),
                         *(here.start, here.end, here.id, here.rows, here.over, here.over_rows),
                     )
         here, before, before_runs = before, here, runs
-    return found.keys[: found.n], found.acc[: found.n], found.extremes[: found.n], bad
+    return *(a[: found.n] for a in (found.keys, found.narrow, found.wide, found.extremes)), bad
 
 
 @njit(cache=True, nogil=True)
 def _runs(plane, start, end, key, rows):
+    """Returns the number of runs; those beyond the arrays' length are counted only."""
     ny, nx = plane.shape
     n = 0
     for y in range(ny):
@@ -109,7 +121,8 @@ def _runs(plane, start, end, key, rows):
             while x < nx and plane[y, x] == v:
                 x += 1
             if v != 0:
-                start[n], end[n], key[n] = x0, x, v
+                if n < key.size:
+                    start[n], end[n], key[n] = x0, x, v
                 n += 1
     rows[ny] = n
     return n
@@ -150,7 +163,7 @@ def _number(run_keys, runs, run_ids, keys, ids, found, n):
 
 
 @njit(cache=True, nogil=True)
-def _moments(acc, known, n, start, end, ids, rows, z, origin, shape, surface):
+def _moments(acc, wide, known, n, start, end, ids, rows, z, origin, shape, surface):
     """Counts, sums of coordinates and their products, box and first voxel; labels known..n-1 are met in this plane first."""
     big = np.int64(1) << 40
     for c in range(known, n):
@@ -161,19 +174,19 @@ def _moments(acc, known, n, start, end, ids, rows, z, origin, shape, surface):
         edge = gz == 0 or gz == shape[0] - 1 or gy == 0 or gy == shape[1] - 1
         for r in range(rows[y], rows[y + 1]):
             x0, x1 = np.int64(start[r]), np.int64(end[r])
-            row = acc[ids[r]]
+            row, sums = acc[ids[r]], wide[ids[r]]
             length = x1 - x0
             sx = length * (x0 + x1 - 1) // 2
             row[N] += length
-            row[S] += length * z
-            row[S + 1] += length * y
-            row[S + 2] += sx
-            row[SS] += length * z * z
-            row[SS + 1] += length * y * y
-            row[SS + 2] += ((x1 - 1) * x1 * (2 * x1 - 1) - (x0 - 1) * x0 * (2 * x0 - 1)) // 6
-            row[SS + 3] += length * z * y
-            row[SS + 4] += sx * z
-            row[SS + 5] += sx * y
+            sums[S] += length * z
+            sums[S + 1] += length * y
+            sums[S + 2] += sx
+            sums[SS] += length * z * z
+            sums[SS + 1] += length * y * y
+            sums[SS + 2] += ((x1 - 1) * x1 * (2 * x1 - 1) - (x0 - 1) * x0 * (2 * x0 - 1)) // 6
+            sums[SS + 3] += length * z * y
+            sums[SS + 4] += sx * z
+            sums[SS + 5] += sx * y
             row[LO + 1] = min(row[LO + 1], y)
             row[LO + 2] = min(row[LO + 2], x0)
             row[HI] = z
@@ -182,7 +195,7 @@ def _moments(acc, known, n, start, end, ids, rows, z, origin, shape, surface):
             if row[FIRST] < 0:
                 row[FIRST] = (gz * shape[1] + gy) * shape[2] + origin[2] + x0
             if surface:
-                row[SAME + _DIR[1, 1, 2]] += length - 1
+                row[LESS + _DIR[1, 1, 2]] += 2 * (length - 1)
                 row[EULER] += 1
                 if edge or origin[2] + x0 == 0 or origin[2] + x1 == shape[2]:
                     _outside(row, gz, gy, origin[2] + x0, origin[2] + x1, shape)
@@ -199,9 +212,9 @@ def _outside(row, z, y, x0, x1, shape):
                 if k < 0:
                     continue
                 if out_zy:
-                    row[OUT + k] += x1 - x0
+                    row[LESS + k] += x1 - x0
                 elif (dx < 0 and x0 == 0) or (dx > 0 and x1 == shape[2]):
-                    row[OUT + k] += 1
+                    row[LESS + k] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -270,10 +283,10 @@ def _pair_rows(acc, sa, ea, ca, a, a1, sb, eb, cb, b, b1, k_minus, k_zero, k_plu
             if cb[j] == ca[i]:
                 c = ca[i]
                 x0, x1 = max(sa[i], sb[j]), min(ea[i], eb[j])
-                acc[c, SAME + k_minus] += _overlap(sa[i], ea[i], sb[j] + 1, eb[j] + 1)
-                acc[c, SAME + k_plus] += _overlap(sa[i], ea[i], sb[j] - 1, eb[j] - 1)
+                acc[c, LESS + k_minus] += 2 * _overlap(sa[i], ea[i], sb[j] + 1, eb[j] + 1)
+                acc[c, LESS + k_plus] += 2 * _overlap(sa[i], ea[i], sb[j] - 1, eb[j] - 1)
                 if x1 > x0:
-                    acc[c, SAME + k_zero] += x1 - x0
+                    acc[c, LESS + k_zero] += 2 * (x1 - x0)
                     if len(over):
                         over[n, 0], over[n, 1], over[n, 2] = x0, x1, c
                         n += 1

@@ -62,6 +62,9 @@ class Relabel(Filter):
     def output(self, labels: ArraySpec) -> ArraySpec:
         return labels.like(np.uint64, "labels")
 
+    def rows(self) -> dict[str, tuple[str, str]]:
+        return {"table": ("labels", self.label_column)}
+
     def check(self, labels: ArraySpec) -> None:
         if np.dtype(labels.dtype).kind != "u":
             raise RecipeError(f"'relabel' takes labels of an unsigned integer type, not {labels.dtype}.")

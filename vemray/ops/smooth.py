@@ -44,7 +44,7 @@ class Gaussian(Filter):
         return image.like(np.float32)
 
     def memory(self, image: ArraySpec) -> float:
-        return gaussian_memory(image)
+        return gaussian_memory(image, self.halo(image.spacing))
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         return gaussian(image, self.sigma_nm, site)
@@ -78,7 +78,7 @@ class DifferenceOfGaussians(Filter):
         return image.like(np.float32, "image")
 
     def memory(self, image: ArraySpec) -> float:
-        return 4 + gaussian_memory(image)
+        return 4 + gaussian_memory(image, gaussian_radius(self.sigma_small_nm, image.spacing))
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         out = gaussian(image, self.sigma_small_nm, site)
@@ -168,14 +168,14 @@ def reflections(halo: Int3, site: Site) -> list[np.ndarray]:
     return [reflected(a - h, b + h, n, origin) for a, b, h, n, origin in zip(site.write.start, site.write.stop, halo, site.shape, site.read.start)]
 
 
-def planes(spec: ArraySpec) -> int:
-    """What temporaries of one plane are shared by: blocks are not thinner than this unless the volume is."""
-    return max(1, min(16, spec.shape[0]))
+def planes(spec: ArraySpec, halo: Int3) -> int:
+    """What temporaries of one plane are shared by: the planes of the thinnest read box, which holds a halo unless the volume is thinner."""
+    return max(1, min(spec.shape[0], 1 + halo[0]))
 
 
-def gaussian_memory(spec: ArraySpec) -> float:
+def gaussian_memory(spec: ArraySpec, halo: Int3) -> float:
     """Bytes per voxel of the read box: the result, a plane on the way, and a float32 copy of a float16 image."""
-    return 4.5 + 4 / planes(spec) + (4 if spec.dtype == "float16" else 0)
+    return 4.5 + 4 / planes(spec, halo) + (4 if spec.dtype == "float16" else 0)
 
 
 def gaussian(image: np.ndarray, sigma_nm: float, site: Site) -> np.ndarray:

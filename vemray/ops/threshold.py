@@ -67,6 +67,8 @@ def _compare(how, image: np.ndarray, value: float) -> np.ndarray:
 class ThresholdFrom(Filter):
     """A threshold taken from the histogram of the whole volume."""
 
+    version = 2
+
     ports = (Port("image", ("image", "probability")), Port("histogram", ("scalars",)))
 
     method: Annotated[Literal["otsu", "percentile"], Field(description="how the histogram gives the threshold")] = "otsu"

@@ -48,7 +48,7 @@ class WhiteTophat(Filter):
         # erosion and opening, both of the image's type, and minima of one plane for each length of chord
         size = 4 if image.dtype == "float16" else np.dtype(image.dtype).itemsize
         lengths = len(np.unique(_half_lengths(self.radius_nm, image.spacing)))
-        return size * (2.2 + lengths / planes(image)) + (4 + 2 if image.dtype == "float16" else 0) + 0.5
+        return size * (2.2 + lengths / planes(image, self.halo(image.spacing))) + (4 + 2 if image.dtype == "float16" else 0) + 0.5
 
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         if image.dtype == np.float16:  # numba knows no float16; float32 holds every value and difference rounds once, on the way back

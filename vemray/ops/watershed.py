@@ -18,6 +18,7 @@ from vemray.errors import RecipeError, VolumeError
 from vemray.geometry import Int3, Spacing
 from vemray.ops.base import ArraySpec, Labeller, LocalLabels, Port, Site, register
 from vemray.ops.planes import Dense, Planes
+from vemray.ops.threshold import stored
 from vemray.ops.watershed_graph import Edges, RegionGraph, Regions, Rule, reduced
 from vemray.ops.watershed_kernels import EXIT, MARKER, basins, descend, landscape, on_open_faces, relabel, saddles
 
@@ -33,25 +34,29 @@ class Watershed(Labeller):
     first: on a plateau the voxel first in raster order takes all. Whole-array oracle: skimage.segmentation.watershed, equal on distinct values."""
 
     serves = "instances"
+    version = 2
     ports = (
         Port("image", ("image", "probability"), doc="the landscape: low in the middle of a region, high on its border (or `invert`)"),
         Port("mask", ("mask",), optional=True, doc="only its voxels get labels"),
         Port("markers", ("labels",), optional=True, doc="one label for each region wanted; their voxels are the lowest of all"),
     )
 
-    height: Annotated[float, Field(description="regions no deeper than this are joined, in the landscape's units; without markers only", ge=0)] = 0.0
+    height: Annotated[
+        float, Field(description="regions no deeper than this are joined: grey value, or 0..1 on a probability; without markers only", ge=0)
+    ] = 0.0
     connectivity: Annotated[Literal[6, 26], Field(description="which voxels touch: over faces (6), edges and corners too (26)")] = 26
     invert: Annotated[bool, Field(description="the middle of a region is high (a distance map, a probability)")] = False
 
     @classmethod
     def examples(cls):
-        return [cls(), cls(height=20.0, connectivity=6), cls(height=30.0, invert=True)]
+        return [cls(), cls(height=20.0, connectivity=6), cls(height=30.0, invert=True), cls(height=1e9, connectivity=6), cls(height=1e9)]
 
     def halo(self, spacing: Spacing) -> Int3:
         return (1, 1, 1)
 
     def memory(self, image: ArraySpec, mask: ArraySpec | None = None, markers: ArraySpec | None = None) -> float:
-        return 70
+        # room for the edges between the regions of white noise, of 7 and of 27 voxels each, when `height` drops none of them
+        return (95 if self.connectivity == 6 else 52) + (4 if image.dtype == "float16" else 0)
 
     def check(self, image: ArraySpec, mask: ArraySpec | None = None, markers: ArraySpec | None = None) -> None:
         if markers is not None and self.height > 0:
@@ -60,18 +65,17 @@ class Watershed(Labeller):
             )
 
     def label(self, image: np.ndarray, mask: np.ndarray | None = None, markers: np.ndarray | None = None, *, site: Site) -> LocalLabels:
-        rule = Rule(site.shape, self.connectivity == 26, markers is not None, float(self.height))
+        rule = Rule(site.shape, self.connectivity == 26, markers is not None, stored(float(self.height), site.inputs[0]))
         return label_block(image, mask, markers, site, rule, self.invert)
 
     def example_inputs(self, rng, shape: Int3, spacing):
-        """Landscapes with and without ties, mask and markers, for the conformance test. Marker 1 holds the first voxel: numbering is canonical."""
+        """Landscapes with and without ties, mask and markers (of ids that no block would give), for the conformance test."""
         spacing = spacing if isinstance(spacing, Spacing) else Spacing(*spacing)
         image = (rng.random(shape) * rng.choice([4, 100])).astype(rng.choice(["uint8", "float32"]))
         values, kinds = {"image": image}, {"image": "image"}
         if self.height == 0 and rng.random() < 0.5:
-            markers = (rng.random(shape) < 0.02).astype(np.uint64) * np.uint64(2)
-            markers[0, 0, 0] = 1
-            values["markers"], kinds["markers"] = markers, "labels"
+            ids = np.array([7, 5, 2**40 + 3, 2**63 + 11], np.uint64)
+            values["markers"], kinds["markers"] = rng.choice(ids, shape) * (rng.random(shape) < 0.02), "labels"
         elif rng.random() < 0.5:
             values["mask"], kinds["mask"] = rng.random(shape) < 0.7, "mask"
         return values, {k: ArraySpec(tuple(shape), v.dtype.name, spacing, kinds[k]) for k, v in values.items()}

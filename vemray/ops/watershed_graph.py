@@ -122,6 +122,8 @@ class RegionGraph:
         self._enter(target[:n], regions.key[:n], regions.is_exit[:n], upper.ids, ids_b, axis, 0)
         self._enter(target[n:], regions.key[n:], regions.is_exit[n:], self.ids, ids_a, axis, 1)
         target = self._unify(regions, find_all(target))
+        # what was contracted into an exit is part of the target now (nothing marked ever is; an exit's own value is that of a target's voxel)
+        np.minimum.at(regions.low, target, regions.low.copy())
 
         lut = np.concatenate([[0], target + 1]).astype(np.uint32)
         corner = np.array(self.ids.box.start, np.int64)

@@ -61,6 +61,7 @@ class Phantom(Filter):
 class PhantomObjects(Analysis):
     """The table of every object in the phantom: class, label, centre, size, what it touches, distances to the membranes."""
 
+    version = 2
     ports = ()
 
     preset: PresetField = "demo"

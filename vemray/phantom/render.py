@@ -26,11 +26,13 @@ def render(scene: Scene, box: Box) -> dict[str, np.ndarray]:
 
 
 def truth_table(scene: Scene):
-    """pyarrow.Table, a row for each object: class, label, centre (nm), radius, length, the label it touches, distances to the membranes."""
+    """pyarrow.Table, a row for each object: class, label, centre (nm), radius, length, what it touches, distances to the membranes.
+
+    `touches` is the lowest label among the mitochondria that it touches (0: none), `touching` their number. One that touches another began at
+    it, so every pair stands in the row of its higher label: `touches < label`."""
     import pyarrow as pa
 
-    rows = [{"class": "nucleus", "label": 1, "centre": scene.lobes[0, :3], "radius_nm": scene.lobes[0, 3], "length_nm": 0.0, "touches": 0}]
-    partner = dict([*((b, a) for a, b in scene.touching), *((a, b) for a, b in scene.touching)])
+    rows = [{"class": "nucleus", "label": 1, "centre": scene.lobes[0, :3], "radius_nm": scene.lobes[0, 3], "length_nm": 0.0, **_touch([])}]
     for label in np.unique(scene.segments[:, 7]).astype(int):
         s = scene.segments[scene.segments[:, 7] == label]
         line = np.concatenate([s[:, :3], s[-1:, 3:6]])
@@ -41,12 +43,12 @@ def truth_table(scene: Scene):
                 "centre": line.mean(0),
                 "radius_nm": s[0, 6],
                 "length_nm": float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum()),
-                "touches": partner.get(int(label), 0),
+                **_touch([a + b - label for a, b in scene.touching if label in (a, b)]),
             }
         )
     for i, s in enumerate(scene.spheres):
         rows.append(
-            {"class": "lysosome" if s[4] == 0 else "vesicle", "label": i + 1, "centre": s[:3], "radius_nm": s[3], "length_nm": 0.0, "touches": 0}
+            {"class": "lysosome" if s[4] == 0 else "vesicle", "label": i + 1, "centre": s[:3], "radius_nm": s[3], "length_nm": 0.0, **_touch([])}
         )
     centres = np.array([r.pop("centre") for r in rows])
     table = {k: [r[k] for r in rows] for k in rows[0]}
@@ -55,3 +57,7 @@ def truth_table(scene: Scene):
     table["to_plasma_membrane_nm"] = -cell_distance(centres, scene.half_axes, scene.waves_cell)
     table["to_nucleus_nm"] = nucleus_distance(centres, scene.lobes, scene.waves_nucleus)
     return pa.table(table)
+
+
+def _touch(partners: list[int]) -> dict[str, int]:
+    return {"touches": int(min(partners, default=0)), "touching": len(partners)}

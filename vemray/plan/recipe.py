@@ -3,9 +3,12 @@ is an error that names the nearest valid one."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pydantic
 import yaml
 
@@ -22,7 +25,7 @@ class InputSpec(Strict):
 
 
 class ReportSpec(Strict):
-    """What the report shows beside the tables."""
+    """What the report shows. Left out: the recipe's one image, every kept label volume, every table of objects."""
 
     image: str | None = None
     overlays: dict[str, str] = {}
@@ -52,47 +55,154 @@ class Recipe(Strict):
         for name, step in self.steps.items():
             if "op" not in step:
                 raise ValueError(f"step '{name}' has no 'op'")
+        if not self.steps:
+            raise ValueError("it has no steps, so there is nothing to run. `vemray ops` lists the operators that a step can name")
+        if self.outputs is not None and not self.outputs:
+            raise ValueError("outputs: [] keeps nothing. Name what is to be kept, or leave 'outputs' out: tables and last volumes are kept then")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _reported(self):
+        """What the report shows is there: an input, or a step that is kept."""
+        image = [("report.image", self.report.image)] if self.report.image is not None else []
+        overlays = [(f"report.overlays.{t}", n) for t, n in self.report.overlays.items()]
+        for where, name in [*image, *overlays, *(("report.tables", n) for n in self.report.tables or ())]:
+            step = name.partition(".")[0]  # step.output: what a step gives is known when it is resolved
+            if where == "report.tables":
+                if step not in self.steps:
+                    raise ValueError(f"{where} names '{name}', which is not a step.{nearest(name, self.steps)}")
+            elif step not in self.steps and name not in self.inputs:
+                raise ValueError(f"{where} names '{name}', which is neither a step nor an input.{nearest(name, [*self.steps, *self.inputs])}")
+            if step in self.steps and self.outputs is not None and step not in {o.partition(".")[0] for o in self.outputs}:
+                raise ValueError(f"{where} names '{name}', which is not kept: add it to 'outputs'")
         return self
 
 
-def load_recipe(source: str | Path | dict, sets: list[str] | tuple[str, ...] = ()) -> Recipe:
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the last one's victory."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """The mapping in the file at `path`, a `what` ('recipe'). RecipeError says why it cannot be read."""
+    try:
+        data = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise RecipeError(f"there is no {what} '{path}'.") from None
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"{path} is not a text file in UTF-8 ({e.reason} at byte {e.start}): a {what} is YAML.") from None
+    except OSError as e:
+        raise RecipeError(f"the {what} '{path}' cannot be read: {(e.strerror or type(e).__name__).lower()}. Name a YAML file.") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds no mapping at its top. A {what} begins with 'vemray: 1'.")
+    return data
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark or e.context_mark
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{where}{at} is not valid YAML: {e.problem or e.context}.") from None
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(e).split())}.") from None
+
+
+def load_recipe(source: str | Path | Mapping, sets: list[str] | tuple[str, ...] = ()) -> Recipe:
     """A recipe from a YAML file or a mapping; `sets` are 'steps.NAME.parameter=value' overrides. RecipeError says what is wrong."""
     folder = ""
     where = "recipe"
-    if isinstance(source, dict):
-        data = yaml.safe_load(yaml.safe_dump(source))
+    if isinstance(source, Mapping):
+        data = plain(source, where)
     else:
         path = Path(source)
         where, folder = str(path), str(path.resolve().parent)
-        try:
-            data = yaml.safe_load(path.read_text())
-        except FileNotFoundError:
-            raise RecipeError(f"there is no recipe '{path}'.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            raise RecipeError(f"{path} is not valid YAML: {e}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{where} holds no mapping at its top. A recipe begins with 'vemray: 1'.")
+        data = read_yaml(path, "recipe")
+        data.setdefault("name", path.stem)
+    _check_keys(data, where)
     for s in sets:
-        _override(data, s)
+        override(data, s, "steps.NAME.parameter")
+    if "steps" not in data and {"classes", "volumes"} & set(data):
+        raise RecipeError(f"{where} looks like a recipe for training. Run it with: vemray train {where}")
     try:
         return Recipe(**data, folder=folder)
     except pydantic.ValidationError as e:
-        p = e.errors()[0]
-        at = ".".join(map(str, p["loc"]))
-        if p["type"] == "extra_forbidden":
-            model: Any = {"inputs": InputSpec, "report": ReportSpec}.get(str(p["loc"][0]), Recipe) if len(p["loc"]) > 1 else Recipe
-            raise RecipeError(f"{where}: unknown key '{at}'.{nearest(str(p['loc'][-1]), [f for f in model.model_fields if f != 'folder'])}") from None
-        raise RecipeError(f"{where}: {at + ': ' if at else ''}{p['msg'].removeprefix('Value error, ')}") from None
+        raise RecipeError(f"{where}: {_said(e, data)}") from None
 
 
-def _override(data: dict, text: str) -> None:
+_MISSING = {
+    "vemray": "its first line must be 'vemray: 1', the version of the format",
+    "name": "it has no 'name'",
+    "inputs": "it has no 'inputs'. Name the volumes it takes, such as 'inputs: {em: {kind: image}}'",
+    "steps": "it has no 'steps'. Name what is to be done, such as 'steps: {smooth: {op: gaussian, image: em, sigma_nm: 10}}'",
+}
+
+
+def _said(error: pydantic.ValidationError, data: dict) -> str:
+    """The first mistake in words."""
+    p = error.errors()[0]
+    at = ".".join(map(str, p["loc"]))
+    if p["type"] == "missing" and at in _MISSING:
+        return _MISSING[at] + "."
+    if at == "vemray":
+        return f"'vemray: {data.get('vemray')}' is not a version of recipes that is known here. Write 'vemray: 1'."
+    if p["type"] == "extra_forbidden":
+        model: Any = {"inputs": InputSpec, "report": ReportSpec}.get(str(p["loc"][0]), Recipe) if len(p["loc"]) > 1 else Recipe
+        return f"unknown key '{at}'.{nearest(str(p['loc'][-1]), [f for f in model.model_fields if f != 'folder'])}"
+    text = f"{at + ': ' if at else ''}{p['msg'].removeprefix('Value error, ')}"
+    return text if text[-1] in ".?" else text + "."
+
+
+def _check_keys(data: Any, where: str, at: str = "", depth: int = 3) -> None:
+    """Keys are text, and none is the name of what only the program sets."""
+    if not isinstance(data, dict) or not depth:
+        return
+    for key, value in data.items():
+        if not isinstance(key, str):
+            why = " (YAML reads yes, no, on and off so)" if isinstance(key, bool) else ""
+            raise RecipeError(f"{where}: the key {key!r}{' under ' + at if at else ''} is not text{why}. Put it in quotes, or choose another name.")
+        if not at and key == "folder":
+            raise RecipeError(f"{where}: unknown key 'folder'. Paths in a recipe start from the folder it lies in.")
+        _check_keys(value, where, f"{at}.{key}" if at else key, depth - 1)
+
+
+def plain(value: Any, where: str, at: str = "") -> Any:
+    """A copy of `value` in plain Python: paths as text, numpy's numbers as numbers. RecipeError names what cannot stand in a recipe."""
+    if isinstance(value, Mapping):
+        return {k: plain(v, where, f"{at}.{k}" if at else str(k)) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist(), where, at)
+    if isinstance(value, list | tuple):
+        return [plain(v, where, at) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise RecipeError(f"{where}: '{at}' holds something of type {type(value).__name__}; a recipe holds text, numbers, yes or no, lists and mappings.")
+
+
+def override(data: dict, text: str, form: str, least: int = 2) -> None:
+    """Carry out one --set: 'a.b=value', at `least` so many keys, all but the last there already. `form` is how it is written."""
     path, eq, value = text.partition("=")
     keys = path.split(".")
-    if not eq or len(keys) < 2:
-        raise RecipeError(f"--set {text}: write it as steps.NAME.parameter=value")
+    if not eq or len(keys) < least or not all(keys):
+        raise RecipeError(f"--set {text}: write it as {form}=value")
     at = data
     for i, k in enumerate(keys[:-1]):
-        if not isinstance(at, dict) or not isinstance(at.get(k), dict):
-            raise RecipeError(f"--set {text}: the recipe has no '{'.'.join(keys[: i + 1])}'.{nearest(k, at) if isinstance(at, dict) else ''}")
+        if k not in at:
+            raise RecipeError(f"--set {text}: the recipe has no '{'.'.join(keys[: i + 1])}'.{nearest(k, at)}")
+        if not isinstance(at[k], dict):
+            raise RecipeError(f"--set {text}: '{'.'.join(keys[: i + 1])}' holds one value, nothing below it. Write {'.'.join(keys[: i + 1])}=value")
         at = at[k]
-    at[keys[-1]] = yaml.safe_load(value)
+    at[keys[-1]] = parse_yaml(value, f"--set {text}: the value")

@@ -12,6 +12,8 @@ from vemray.geometry import Box, Grid, Int3
 from vemray.ops.base import ArraySpec, BlockOperator, Filter, Labeller, Measure
 from vemray.plan.graph import Graph, Node, _call_specs, digest
 
+#: blocks that an actor with a model has in hand: one computes, the others read and write
+ACTOR_BLOCKS = 3
 #: a fused task may read this many times what it writes before a scratch volume is cheaper
 FUSE_READ_RATIO = 2.0
 
@@ -60,7 +62,7 @@ class Stage:
 
     @property
     def key(self) -> str:
-        return digest(self.kind, [n.key for n in self.nodes])
+        return digest(self.kind, self.target.key, sorted(n.key for n in self.riders))
 
     @property
     def holds_model(self) -> bool:
@@ -83,11 +85,12 @@ class Plan:
         return self.graph.keep
 
 
-def fuse(graph: Graph, options: Options | None = None) -> Plan:
-    """Cut the graph into stages. PlanError, with numbers, when a task cannot fit into `options.memory_bytes`."""
+def fuse(graph: Graph, options: Options | None = None, have: frozenset[str] = frozenset()) -> Plan:
+    """Cut the graph into stages. `have`: outputs that lie there already, so that nothing new rides on making them. PlanError, with
+    numbers, when a task cannot fit into `options.memory_bytes`."""
     options = options or Options()
     inlined = _inlined(graph, options)
-    riders = _riders(graph, inlined)
+    riders = _riders(graph, inlined, have)
     riding = {m.name for ms in riders.values() for m in ms}
     stages = []
     for node in graph.nodes.values():
@@ -119,7 +122,7 @@ def _inlined(graph: Graph, options: Options) -> dict[str, Int3]:
     out: dict[str, Int3] = {}
     for node in graph.nodes.values():
         op = node.op
-        if not isinstance(op, Filter) or op.holds_model or op.whole_axes or len(node.outputs) != 1:
+        if not isinstance(op, Filter) or op.holds_model or op.whole_axes or list(node.outputs) != [node.name]:
             continue
         (ref,) = node.outputs
         users = _consumers(graph, ref)
@@ -142,7 +145,7 @@ def _inlined(graph: Graph, options: Options) -> dict[str, Int3]:
     return out
 
 
-def _riders(graph: Graph, inlined: dict[str, Int3]) -> dict[str, list[Node]]:
+def _riders(graph: Graph, inlined: dict[str, Int3], have: frozenset[str]) -> dict[str, list[Node]]:
     """Measures without halo that ride on the stage that writes one of their inputs: the voxels are touched once."""
     out: dict[str, list[Node]] = {}
     order = {o: i for i, n in enumerate(graph.nodes.values()) for o in n.outputs}
@@ -154,7 +157,7 @@ def _riders(graph: Graph, inlined: dict[str, Int3]) -> dict[str, list[Node]]:
             continue
         last = max(refs, key=lambda r: order[r])
         host = graph.producer(last)
-        if isinstance(host.op, Labeller | Filter) and not host.op.whole_axes and len(host.outputs) == 1:
+        if last not in have and isinstance(host.op, Labeller | Filter) and not host.op.whole_axes and len(host.outputs) == 1:
             out.setdefault(host.name, []).append(m)
     return out
 
@@ -229,7 +232,16 @@ def peak_bytes(stage: Stage) -> int:
         written += box.size * 4  # the block's own uint32 labels beside the final ones
     riders = max((need(m, box) for m in stage.riders), default=0.0)
     encode = 1.5 * written
-    return int(max(worst + written, written + riders, written + encode))
+    waiting = 0.0
+    if stage.holds_model:  # blocks that are being read or written while another computes
+        read = stage.target.op.read_box(box, grid.shape, _first_spec(stage).spacing)
+        arrays = [r for r in stage.target.inputs.values() if isinstance(stage.specs[r], ArraySpec)]
+        waiting = (ACTOR_BLOCKS - 1) * (written + encode + sum(read.size * _itemsize(stage.specs[r]) for r in arrays))
+    return int(waiting + max(worst + written, written + riders, written + encode))
+
+
+def _first_spec(stage: Stage) -> ArraySpec:
+    return next(s for r in stage.target.inputs.values() if isinstance(s := stage.specs[r], ArraySpec))
 
 
 def _largest_block(grid: Grid) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from vemray.errors import InputError, VemrayError
+from vemray.geometry import Spacing
 from vemray.report import plots
-from vemray.report.pictures import PALETTE, Source, data_uri, slice_figure
+from vemray.report.pictures import PALETTE, Source, crowded, data_uri, slice_figure
 from vemray.run.results import Results
 from vemray.store import access
 from vemray.store.volume import open as open_volume
@@ -32,8 +35,11 @@ SHOWN = (
 
 
 def write_report(url: str) -> str:
-    """Write `report/index.html` of the run in the folder `url` (local or s3://) and return its URL."""
-    page = render(Results(url))
+    """Write `report/index.html` of the finished run in the folder `url` (local or s3://) and return its URL. InputError if it is not finished."""
+    results = Results(url)
+    if results.state != "done":
+        raise InputError(f"the run in {url} is {results.state}, not done: there is no report yet. The same `vemray run` command resumes it.")
+    page = render(results)
     target = access.join(str(url), "report", "index.html")
     access.write_bytes(target, page.encode())
     return target
@@ -44,60 +50,85 @@ def render(results: Results) -> str:
 
     run = results.run
     spec = run["recipe"].get("report") or {}
-    overlays = {title: name for title, name in (spec.get("overlays") or {}).items() if name in results.volumes}
-    colours = {title: "#{:02x}{:02x}{:02x}".format(*PALETTE[i % len(PALETTE)]) for i, title in enumerate(overlays)}
-    tables = {n: results.arrow[n] for n in results.arrow if "." not in n and "volume_nm3" in results.arrow[n].column_names}
-    composition = _composition(results, colours)
+    shown, notes = Shown.of(results, spec)
+    colours = {title: "#{:02x}{:02x}{:02x}".format(*PALETTE[i % len(PALETTE)]) for i, title in enumerate(shown.overlays)}
+    chosen = [n for n in results.arrow if spec.get("tables") is None or n in spec["tables"]]
+    tables = {n: results.arrow[n] for n in chosen if "volume_nm3" in results.arrow[n].column_names}
+    composition = _composition(results, chosen, colours)
+    pictures = _pictures(shown)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("vemray.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html.j2").render(
         run=run,
+        about=spec.get("about", ""),
         summary=_summary(run, tables, composition),
-        pictures=_pictures(results, run, spec, overlays),
+        pictures=pictures,
+        notes=notes,
         colours=colours,
         composition=composition,
-        classes=[_class(n, t, colours.get(n.removesuffix("_table"), "#777")) for n, t in tables.items()],
+        classes=[_class(n, t, _colour(run, spec, n, colours)) for n, t in tables.items()],
         evaluation=_evaluation(run),
         recipe=json.dumps(run["recipe"], indent=2),
         bytes=_bytes,
     )
 
 
-def _pictures(results: Results, run: Mapping, spec: Mapping, overlays: Mapping[str, str]) -> list[dict]:
+def _colour(run: Mapping, spec: Mapping, table: str, colours: Mapping[str, str]) -> str:
+    """A table's figures have the colour of the overlay that it measures."""
+    measured = run["recipe"]["steps"].get(table, {}).get("labels", table.removesuffix("_table"))
+    title = next((t for t, n in (spec.get("overlays") or {}).items() if n == measured), measured)
+    return colours.get(title, "#777")
+
+
+@dataclass
+class Shown:
+    """The volumes in the pictures: those the recipe names, else its one image with every label volume that was kept."""
+
+    image: Any = None
+    overlays: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, results: Results, spec: Mapping) -> tuple[Shown, list[str]]:
+        """And lines about what could not be found."""
+        images = [n for n, facts in results.run["inputs"].items() if facts["kind"] == "image"]
+        name = spec.get("image") or (images[0] if len(images) == 1 else None)
+        overlays = spec.get("overlays") or {n: n for n, kind in results.kinds.items() if kind == "labels"}
+        found = {n: _volume(results, n) for n in [*([name] if name else []), *overlays.values()]}
+        notes = [v for v in found.values() if isinstance(v, str)]
+        volumes = {n: v for n, v in found.items() if not isinstance(v, str)}
+        return cls(volumes.get(name), {t: volumes[n] for t, n in overlays.items() if n in volumes}), notes
+
+
+def _volume(results: Results, name: str):
+    """An output or an input of the run; a line about it where it cannot be opened, such as an input that has moved since."""
+    facts = results.run["inputs"].get(name)
+    if name not in results.volumes and facts is None:
+        return f"'{name}' was not kept, so the pictures are without it: name it in the recipe's outputs."
+    try:
+        return results.volumes[name] if facts is None else open_volume(facts["url"], spacing=Spacing(*facts["spacing_nm"]), kind=facts["kind"])
+    except (VemrayError, OSError):
+        url = access.shown(facts["url"] if facts else results.volumes.urls[name])
+        return f"The {'input' if facts else 'output'} '{name}' was not found at {url}, so the pictures are without it."
+
+
+def _pictures(shown: Shown) -> list[dict]:
     """The image alone and with its overlays: planes through the middle, read from the pyramid."""
-    name = spec.get("image")
-    volume = results.volumes[name] if name in results.volumes else _input(run, name)
-    if volume is None and not overlays:
-        return []
-    image = Source.of(volume) if volume is not None else None
-    sources = {t: Source.of(results.volumes[n]) for t, n in overlays.items()}
+    image = Source.of(shown.image) if shown.image is not None else None
+    sources = {t: Source.of(v) for t, v in shown.overlays.items()}
     out = []
     if image:
         out.append({"title": "Image", "uri": data_uri(slice_figure(image), "JPEG")})
     if sources:
-        out.append(
-            {"title": "Image with " + ", ".join(overlays) if image else ", ".join(overlays), "uri": data_uri(slice_figure(image, sources), "JPEG")}
-        )
+        listed = ", ".join(sources)
+        title = f"Image with {listed}" if image else listed
+        each = [t for t, s in sources.items() if crowded(s)]
+        out.append({"title": title, "uri": data_uri(slice_figure(image, sources, each=each), "JPEG"), "each": each})
     return out
 
 
-def _input(run: Mapping, name: str | None):
-    """The input volume, if it still can be opened: a report of an old run does without."""
-    if name not in run["inputs"]:
-        return None
-    from vemray.errors import VemrayError
-    from vemray.geometry import Spacing
-
-    facts = run["inputs"][name]
-    try:
-        return open_volume(facts["url"], spacing=Spacing(*facts["spacing_nm"]))
-    except (VemrayError, FileNotFoundError):
-        return None
-
-
-def _composition(results: Results, colours: Mapping[str, str]) -> dict | None:
-    for n in results.arrow:
+def _composition(results: Results, chosen: list[str], colours: Mapping[str, str]) -> dict | None:
+    for n in chosen:
         t = results.arrow[n]
-        if "." in n or "volume_um3" not in t.column_names:
+        if "volume_um3" not in t.column_names:
             continue
         rows = t.to_pylist()
         percents = [c for c in t.column_names if c.startswith("percent_of_")]
@@ -116,32 +147,29 @@ def _composition(results: Results, colours: Mapping[str, str]) -> dict | None:
 
 
 def _class(name: str, table, colour: str) -> dict[str, Any]:
-    """One class of objects: counts, quartiles, figures, first rows."""
+    """One class of objects: counts, quartiles, figures, first rows. Statistics are of the objects that the border does not cut, where there
+    are any: a cut one has no volume and no shape of its own."""
+    cut = table.column("touches_border").to_numpy(zero_copy_only=False).astype(bool) if "touches_border" in table.column_names else None
+    border = 0 if cut is None else int(np.count_nonzero(cut))
     n = table.num_rows
-    rows = np.arange(n) if n <= SAMPLE else np.sort(np.random.default_rng(0).choice(n, SAMPLE, replace=False))
-    part = table.take(rows)
+    whole = table.filter(~cut) if 0 < border < n else table
+    rows = np.arange(whole.num_rows)
+    if sampled := len(rows) > SAMPLE:
+        rows = np.sort(np.random.default_rng(0).choice(len(rows), SAMPLE, replace=False))
+    part = whole.take(rows)
     values = {c: part.column(c).to_numpy(zero_copy_only=False).astype(float) * f for c, _, _, f in plots.FEATURES if c in table.column_names}
     stats = []
     for column, title, unit, factor in plots.FEATURES:
         if column in table.column_names and n:
-            v = table.column(column).to_numpy(zero_copy_only=False).astype(float) * factor
+            v = whole.column(column).to_numpy(zero_copy_only=False).astype(float) * factor
             v = v[np.isfinite(v)]
             if len(v):
-                stats.append(
-                    {
-                        "title": title,
-                        "unit": unit,
-                        "n": len(v),
-                        "q": [float(x) for x in np.percentile(v, [25, 50, 75])],
-                        "min": float(v.min()),
-                        "max": float(v.max()),
-                    }
-                )
-    border = int(np.count_nonzero(table.column("touches_border").to_numpy(zero_copy_only=False))) if "touches_border" in table.column_names else 0
+                quartiles = [float(x) for x in np.percentile(v, [25, 50, 75])]
+                stats.append({"title": title, "unit": unit, "n": len(v), "q": quartiles, "min": float(v.min()), "max": float(v.max())})
     columns = [c for c in SHOWN if c in table.column_names]
     return {
-        "name": name, "n": n, "border": border, "stats": stats, "sampled": n > SAMPLE, "columns": columns,
-        "rows": table.select(columns).slice(0, ROWS).to_pylist(), "figure": plots.distributions(values, colour) if n > 1 else "",
+        "name": name, "n": n, "border": border, "whole": whole.num_rows, "stats": stats, "sampled": sampled, "columns": columns,
+        "rows": table.select(columns).slice(0, ROWS).to_pylist(), "figure": plots.distributions(values, colour) if whole.num_rows > 1 else "",
     }  # fmt: skip
 
 
@@ -169,7 +197,7 @@ def _summary(run: Mapping, tables: Mapping, composition: dict | None) -> list[st
             count = f" ({r['objects']} objects)" if (r.get("objects") or 0) > 1 else ""
             out.append(f"{r['name'].capitalize()}{count}: {r['volume_um3']:.2f} µm³" + (", " + ", ".join(parts) if parts else "") + ".")
     else:
-        out += [f"{n}: {t.num_rows} objects." for n, t in tables.items()]
+        out += [f"{n}: {t.num_rows} object{'s' * (t.num_rows != 1)}." for n, t in tables.items()]
     for name, e in (run.get("evaluation") or {}).items():
         o = e["objects"][0]
         if o["true"] > 1:

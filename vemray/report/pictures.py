@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from vemray.errors import InputError
 from vemray.geometry import Box, Spacing
+from vemray.report.scale import scale_bar
 
 RGB = tuple[int, int, int]
 #: plane -> (axis of the normal, axis of rows, axis of columns)
@@ -243,11 +244,26 @@ def outlines(labels: np.ndarray, width: int = 1) -> np.ndarray:
     return edge & (labels != 0)
 
 
-def layer(labels: np.ndarray, colours: RGB | Mapping[int, RGB] | None = None, fill: float = 0.35, width: int = 2) -> np.ndarray:
+def crowded(source: Source, pixels: int = 500) -> bool:
+    """Whether a quarter or more of the outlines of objects, in the middle plane, lies between two of them: a segmentation without gaps."""
+    if source.kind != "labels":
+        return False
+    plane = source.sample(View.across(source, "xy", pixels=pixels))
+    touch = edge = 0
+    for a, b in ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])):
+        differ = a != b
+        edge += int(np.count_nonzero(differ))
+        touch += int(np.count_nonzero(differ & (a != 0) & (b != 0)))
+    return 4 * touch > edge
+
+
+def layer(
+    labels: np.ndarray, colours: RGB | Mapping[int, RGB] | None = None, fill: float = 0.35, width: int = 2, outline: RGB | None = None
+) -> np.ndarray:
     """RGBA uint8 to lie over a picture: labels filled with opacity `fill`, outlined opaquely `width` pixels wide.
 
     `colours`: None for a colour of its own for each label, one RGB for all, or label -> RGB (others are left out). A probability (float 0..255)
-    becomes a veil, denser where it is higher."""
+    becomes a veil, denser where it is higher. `outline`: one colour for all outlines, else the label's."""
     out = np.zeros((*labels.shape, 4), np.uint8)
     if labels.dtype.kind == "f":
         out[..., :3] = colours or PALETTE[0]
@@ -270,13 +286,22 @@ def layer(labels: np.ndarray, colours: RGB | Mapping[int, RGB] | None = None, fi
     shown = out[..., 3] > 0
     edge = outlines(np.where(shown, inverse + 1, 0), width) if width else np.zeros(labels.shape, bool)
     out[..., 3] = np.where(shown, np.where(edge, 255, round(255 * fill)), 0)
+    if outline is not None:
+        out[edge, :3] = outline
     out[out[..., 3] == 0] = 0
     return out
 
 
-def overlay(grey: np.ndarray, labels: np.ndarray, colours: RGB | Mapping[int, RGB] | None = None, fill: float = 0.35, width: int = 1) -> np.ndarray:
+def overlay(
+    grey: np.ndarray,
+    labels: np.ndarray,
+    colours: RGB | Mapping[int, RGB] | None = None,
+    fill: float = 0.35,
+    width: int = 1,
+    outline: RGB | None = None,
+) -> np.ndarray:
     """RGB uint8: `labels` over a grey or RGB picture of the same size (both uint8). Colours as in `layer`."""
-    over = layer(labels, colours, fill, width)
+    over = layer(labels, colours, fill, width, outline)
     alpha = over[..., 3:].astype(np.float32) / 255
     return np.round(rgb(grey) * (1 - alpha) + over[..., :3] * alpha).astype(np.uint8)
 
@@ -299,46 +324,20 @@ def to_grey(plane: np.ndarray, black: float, white: float) -> np.ndarray:
     return np.nan_to_num(np.clip((plane - black) * (255 / (white - black)), 0, 255)).round().astype(np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------- scale bar
-
-
-def bar_length(width_nm: float) -> tuple[float, str]:
-    """The length (nm) of 1, 2 or 5 times a power of ten that is nearest below a quarter of the width, and how to write it."""
-    target = max(width_nm, 1e-9) / 4
-    power = 10.0 ** math.floor(math.log10(target))
-    length = next(m * power for m in (5, 2, 1) if m * power <= target * (1 + 1e-9))
-    return length, f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
-
-
-def scale_bar(picture: np.ndarray, pixel_nm: float, colour: RGB = (255, 255, 255)) -> np.ndarray:
-    """A copy (RGB uint8) with a scale bar and its length at the lower left, on a dark shade so that it shows on any picture."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.fromarray(rgb(picture)).convert("RGB")
-    h, w = picture.shape[:2]
-    length, text = bar_length(w * pixel_nm)
-    bar, thick, pad = length / pixel_nm, max(2, h // 120), max(3, min(h, w) // 50)
-    draw = ImageDraw.Draw(image, "RGBA")
-    from matplotlib.font_manager import findfont
-
-    font = ImageFont.truetype(findfont("DejaVu Sans"), max(9, min(h, w) // 24))  # matplotlib ships it; Pillow's own has no µ
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    height = bottom - top + thick + 3 * pad
-    x, y = pad * 2, h - pad - height
-    draw.rectangle((pad, y, pad + max(bar, right - left) + 2 * pad, h - pad), fill=(0, 0, 0, 130))
-    draw.text((x - left, y + pad - top), text, font=font, fill=(*colour, 255))
-    draw.rectangle((x, h - 2 * pad - thick, x + round(bar) - 1, h - 2 * pad - 1), fill=(*colour, 255))
-    return np.asarray(image)
-
-
 # ------------------------------------------------------------------------------------------------------------------ figures
 
 
 def slice_figure(
-    image: Source | None, overlays: Mapping[str, Source] | None = None, at_nm: Sequence[float] | None = None, pixels: int = 1000, gap: int = 6
+    image: Source | None,
+    overlays: Mapping[str, Source] | None = None,
+    at_nm: Sequence[float] | None = None,
+    pixels: int = 1000,
+    gap: int = 6,
+    each: Collection[str] = (),
 ) -> np.ndarray:
     """RGB uint8: the planes xy, yz (right) and xz (below) through a point (ZYX nm; default the middle) at one scale, `pixels` along the longest
-    side, overlays in the colours of PALETTE in their order, with a scale bar."""
+    side, overlays in the colours of PALETTE in their order, with a scale bar. Objects of the overlays in `each` have a colour of their own,
+    within outlines of the overlay's."""
     sources = [image] if image else []
     sources += list((overlays or {}).values())
     if not sources:
@@ -352,8 +351,9 @@ def slice_figure(
     made = {}
     for p, v in views.items():
         made[p] = to_grey(greys[p], low, high) if image else np.full(v.shape, 40, np.uint8)
-        for i, source in enumerate((overlays or {}).values()):
-            made[p] = overlay(made[p], source.sample(v), PALETTE[i % len(PALETTE)])
+        for i, (name, source) in enumerate((overlays or {}).items()):
+            colour, own = PALETTE[i % len(PALETTE)], name in each
+            made[p] = overlay(made[p], source.sample(v), None if own else colour, 0.45 if own else 0.35, outline=colour)
     xy, xz, yz = (rgb(made[p]) for p in ("xy", "xz", "yz"))
     out = np.full((xy.shape[0] + gap + xz.shape[0], xy.shape[1] + gap + yz.shape[1], 3), 255, np.uint8)
     out[: xy.shape[0], : xy.shape[1]] = scale_bar(xy, pixel_nm)

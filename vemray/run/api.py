@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -23,16 +24,29 @@ from vemray.run.events import Events, JsonLines, Lines, Status
 from vemray.run.results import Results
 from vemray.store import access
 from vemray.store.facts import tree_facts
-from vemray.store.ledger import Lease
-from vemray.store.table import write_json
+from vemray.store.ledger import LEASE_SECONDS, Lease
+from vemray.store.table import read_json, write_json
 from vemray.store.volume import open as open_volume
+
+#: folders of an output that a run writes to
+WRITTEN = ("volumes", "tables", "meshes", "scratch", "ledger", "report")
 
 
 def source(name: str, url: str, kind: str | None = None, spacing=None) -> Source:
-    """An input volume opened read-only, with the digest of what it consists of."""
-    volume = open_volume(url, kind=kind, spacing=spacing)
+    """An input volume opened read-only, with the digest of what it consists of. `kind` is for volumes that do not say what they hold; one
+    that does keeps its own, and the plan refuses it where another is wanted."""
+    url = absolute(url)
+    volume = open_volume(url, spacing=spacing)
+    if kind and kind != volume.kind and volume.kind == "image" and "kind" not in volume.attributes:
+        volume = open_volume(url, kind=kind, spacing=spacing)
     facts = tree_facts(volume.url)
-    return Source(name, volume, digest(volume.path, volume.shape, volume.dtype, volume.spacing.zyx, volume.kind, facts.digest), facts)
+    what = (volume.path, volume.shape, volume.dtype, volume.spacing.zyx, volume.origin_nm, volume.kind, volume.dims, facts.digest)
+    return Source(name, volume, digest(*what), facts)
+
+
+def absolute(url: str) -> str:
+    """A local path from the root on, links resolved, so that it means the same in every process and can be compared; others as they are."""
+    return os.path.realpath(os.path.expanduser(access.local_path(url))) if access.scheme(url) == "file" else url
 
 
 def make_plan(
@@ -71,43 +85,39 @@ def run(
     runner: None or 'ray' (local Ray with `workers` CPUs, or the cluster at `address`), 'serial', or a Runner. A run that was
     interrupted, or whose parameters changed, does only what is missing. Raises VemrayError; the folder then says how far it came.
     """
-    out = str(out).rstrip("/")
-    out = out if "://" in out else os.path.abspath(out)
+    out = absolute(str(out).rstrip("/"))
     plan = make_plan(recipe, volumes, options, sets)
-    for s in plan.graph.sources.values():
-        if access.join(out, "").startswith(access.join(s.volume.url, "")) or access.join(s.volume.url, "").startswith(
-            access.join(out, "volumes", "")
-        ):
-            raise InputError(
-                f"the output {out} and the input {s.volume.url} lie inside each other. Inputs are never written to: choose another --out."
-            )
+    _refuse_overlap(plan, out)
     access.probe(out, write=True)
     lease = Lease(out)
     lease.take()
     run_id = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-    dataset = dataset or next((Path(s.volume.url.rstrip("/")).name.split(".")[0] for s in plan.graph.sources.values()), plan.graph.recipe.name)
+    dataset = dataset or next((dataset_name(s.volume.url) for s in plan.graph.sources.values()), plan.graph.recipe.name)
     record = provenance(plan, dataset, run_id)
     owned = runner is None or isinstance(runner, str)
-    events = Events(
-        *(listeners or (Lines(),)), JsonLines(out, run_id), Status(out, {"run": run_id, "state": "running", "recipe": plan.graph.recipe.name})
-    )
+    status = Status(out, {"run": run_id, "state": "running", "recipe": plan.graph.recipe.name})
+    events = Events(*(listeners or (Lines(),)), JsonLines(out, run_id), status)
+    pulse = Pulse(LEASE_SECONDS / 6, lease.renew, status.beat)
     engine = None
     t0 = time.time()
     try:
-        with stop_signals() as stopped:
+        with stop_signals() as stop:
 
             def heartbeat() -> None:
-                if stopped:
+                if stop.asked:
                     raise InterruptedRun(f"stopped by the user. The same command resumes {out} where it was.")
-                lease.renew()
+                pulse.check()
 
             engine = Engine(plan, out, None if owned else runner, events, dataset, heartbeat)
-            if owned and engine.needed():  # Ray takes seconds to start: not when there is nothing to run
+            need = engine.needed()
+            record.update(_of_before(out, record, nothing_new=not need))
+            if owned and need:  # Ray takes seconds to start: not when there is nothing to run
                 engine.runner = open_runner(runner, workers, address)
-            if engine.runner:
+                stop.install()  # Ray puts handlers of its own in place
+            if need:
                 record.update(runner=engine.runner.name, workers=engine.runner.workers)
             write_json(access.join(out, "run.json"), {**record, "state": "running"})
-            events("plan", stages=[{"name": s.name, "title": s.title, "blocks": len(s.grid) if s.grid else 1} for s in plan.stages])
+            events("plan", stages=[{"name": s.name, "title": s.title, "blocks": len(s.grid) if s.grid else 1} for s in engine.plan.stages])
             stages = engine.run()
         state, message = "done", ""
     except BaseException as e:
@@ -116,13 +126,15 @@ def run(
         stages = engine.records if engine else []
         raise
     finally:
-        record.update(state=state, message=message, stages=stages, seconds=round(time.time() - t0, 3), finished=now())
+        record.update(state=state, message=message, stages=stages)
+        if engine is None or any(not s["skipped"] for s in stages) or state != "done":
+            record.update(seconds=round(time.time() - t0, 3), finished=now())
         with contextlib.suppress(VemrayError, OSError):
             write_json(access.join(out, "run.json"), record)
             if state == "done" and report:
                 events("note", text=_report(out))
             events("end", state=state, message=message)
-        for last in (events.close, lease.release):  # each by itself: a full disk takes no more events, but the lease must go
+        for last in (pulse.close, events.close, lease.release):  # each by itself: a full disk takes no more events, but the lease must go
             with contextlib.suppress(Exception):
                 last()
         if owned and engine and engine.runner:
@@ -140,10 +152,44 @@ def _report(out: str) -> str:
         return f"the results are complete, but the report could not be written: {type(e).__name__}: {e}. `vemray report {out}` tries again."
 
 
-def complete_stages(plan: Plan, out: str) -> set[str]:
-    """Names of the stages that `out` holds complete already: a run would not run them."""
-    engine = Engine(plan, out if "://" in out else os.path.abspath(out), None, None, "")
-    return {s.name for s in plan.stages} - engine.needed()
+def _refuse_overlap(plan: Plan, out: str) -> None:
+    """InputError where an output would lie in an input, or an input where this run writes."""
+
+    def inside(url: str, folder: str) -> bool:
+        return access.join(url).rstrip("/") == folder.rstrip("/") or url.startswith(folder.rstrip("/") + "/")
+
+    for s in plan.graph.sources.values():
+        if inside(out, s.volume.url) or any(inside(s.volume.url, access.join(out, f)) for f in WRITTEN):
+            raise InputError(
+                f"the output {out} and the input {s.volume.url} lie inside each other. Inputs are never written to: choose another --out."
+            )
+
+
+def _of_before(out: str, record: dict, nothing_new: bool) -> dict:
+    """What the record of the run before still says truly: evaluations of outputs that are made from the same, and, where nothing is to be
+    done, how and when it was done."""
+    try:
+        old = read_json(access.join(out, "run.json"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    same = {n for n, s in record["steps"].items() if old.get("steps", {}).get(n, {}).get("key") == s["key"]}
+    kept = {k: {n: e for n, e in old[k].items() if n in same} for k in ("evaluation", "baseline") if k in old}
+    if nothing_new:
+        kept |= {k: old[k] for k in ("runner", "workers", "versions", "vemray", "started", "finished", "seconds") if k in old}
+    return kept
+
+
+def dataset_name(url: str) -> str:
+    """'hela.1' of '/data/hela.1.ome.zarr'."""
+    return url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr").removesuffix(".ome")
+
+
+def against(plan: Plan, out: str, dataset: str | None = None) -> tuple[Plan, set[str]]:
+    """The plan as it would run into `out`, and the names of the stages that need not."""
+    access.reach(out)
+    name = dataset or next((dataset_name(s.volume.url) for s in plan.graph.sources.values()), plan.graph.recipe.name)
+    engine = Engine(plan, absolute(out), None, None, name)
+    return engine.plan, {s.name for s in engine.plan.stages} - engine.needed()
 
 
 def open_runner(name: str | None, workers: int | None, address: str | None):
@@ -158,27 +204,61 @@ def open_runner(name: str | None, workers: int | None, address: str | None):
     raise InputError(f"there is no runner '{name}': choose 'ray' or 'serial'.")
 
 
+class Stop:
+    """Notes SIGINT and SIGTERM instead of dying in the middle of a write; a second one ends at once."""
+
+    def __init__(self):
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for s in (signal.SIGINT, signal.SIGTERM):
+                self.before.setdefault(s, signal.getsignal(s))
+                signal.signal(s, self._note)
+
+    def _note(self, number, frame) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
 @contextlib.contextmanager
 def stop_signals():
-    """Collects SIGINT and SIGTERM instead of dying in the middle of a write; a second one ends at once."""
-    got: list[int] = []
-    old = {}
-
-    def note(number, frame):
-        if got:
-            raise KeyboardInterrupt
-        got.append(number)
-
-    import threading
-
-    if threading.current_thread() is threading.main_thread():
-        for s in (signal.SIGINT, signal.SIGTERM):
-            old[s] = signal.signal(s, note)
+    stop = Stop()
+    stop.install()
     try:
-        yield got
+        yield stop
     finally:
-        for s, handler in old.items():
+        for s, handler in stop.before.items():
             signal.signal(s, handler)
+
+
+class Pulse:
+    """Calls `beats` every few seconds from a thread, whatever the main one waits for; an error of one is raised by `check`."""
+
+    def __init__(self, seconds: float, *beats):
+        self.seconds, self.beats, self.error = seconds, beats, None
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="vemray-pulse", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.over.wait(self.seconds):
+            try:
+                for beat in self.beats:
+                    beat()
+            except VemrayError as e:
+                self.error = e
+
+    def check(self) -> None:
+        if self.error:
+            error, self.error = self.error, None
+            raise error
+
+    def close(self) -> None:
+        self.over.set()
+        self.thread.join()
 
 
 def now() -> str:

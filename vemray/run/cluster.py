@@ -5,18 +5,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import sys
+import time
+from collections import deque
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from vemray.errors import BlockError, PlanError, StorageError, VemrayError
+from vemray.plan.stages import ACTOR_BLOCKS
 from vemray.run.threads import WORKER_ENV
 from vemray.store import access
 
 #: a lost worker or an unreachable store is tried again this often; an operator's own error never
 RETRIES = 5
+#: seconds after which the user is told that no actor has started yet
+PATIENCE = 30
 
 
 def _run(work, index, s3):
@@ -39,11 +46,17 @@ class _Holder:
     def __init__(self, work, s3):
         self.work, self.s3 = work, s3
 
+    def answer(self):
+        return True
+
     def run(self, index):
         return _run(self.work, index, self.s3)
 
 
 class TaskPool:
+    #: what the user should know, said once by the engine
+    notice = ""
+
     def __init__(self, runner: RayRunner, work, memory_bytes: int):
         self.work, self.s3 = ray.put(work), _view_of(work)
         self.pending: dict[Any, tuple[int, Any]] = {}
@@ -78,43 +91,66 @@ class TaskPool:
 
 
 class ActorPool(TaskPool):
-    """One actor a GPU, or one a CPU worker where there is none."""
-
-    threads = 3
+    """One actor a GPU, or one a CPU worker where there is none, but no more than the nodes can hold. Blocks wait here and go to actors that
+    have answered: one that finds no place holds up nothing."""
 
     def __init__(self, runner: RayRunner, work, memory_bytes: int):
         self.pending = {}
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        n = gpus or runner.workers
+        need = {"CPU": 1, "memory": memory_bytes, **({"GPU": 1} if gpus else {})}
+        nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        places = sum(min(int(have.get(r, 0) // n) for r, n in need.items()) for have in nodes)
         cls = ray.remote(_Holder).options(
-            num_cpus=1,
-            num_gpus=1 if gpus else 0,
-            memory=memory_bytes * (1 if not gpus else self.threads),
-            max_concurrency=self.threads,
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
-            name=None,
-        )
-        self.actors = [cls.remote(work, _view_of(work)) for _ in range(n)]  # by value: an actor that restarts needs it again
-        self.load = [0] * n
+            num_cpus=1, num_gpus=int(gpus > 0), memory=memory_bytes, max_concurrency=ACTOR_BLOCKS, max_restarts=RETRIES, max_task_retries=RETRIES
+        )  # fmt: skip
+        view = _view_of(work)
+        self.actors = [cls.remote(work, view) for _ in range(max(1, min(gpus or runner.workers, places)))]  # by value: one that restarts needs it again
+        self.asked = {a.answer.remote(): i for i, a in enumerate(self.actors)}
+        self.load: dict[int, int] = {}  # of actors that have answered
+        self.queue: deque[int] = deque()
         self.where: dict[Any, int] = {}
+        self.began = time.time()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.pending) + len(self.queue)
 
     def submit(self, index: int) -> None:
-        a = min(range(len(self.actors)), key=self.load.__getitem__)
-        bundle, stats = self.actors[a].run.options(num_returns=2, retry_exceptions=[StorageError]).remote(index)
-        self.load[a] += 1
-        self.where[stats] = a
-        self.pending[stats] = (index, bundle)
+        self.queue.append(index)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        if self.asked:
+            answered, _ = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)
+            for ref in answered:
+                _get(ref)
+                self.load[self.asked.pop(ref)] = 0
+        while self.queue and self.load:
+            i = min(self.load, key=self.load.__getitem__)
+            if self.load[i] >= ACTOR_BLOCKS:
+                break
+            bundle, stats = self.actors[i].run.options(num_returns=2, retry_exceptions=[StorageError]).remote(self.queue[0])
+            self.load[i] += 1
+            self.where[stats] = i
+            self.pending[stats] = (self.queue.popleft(), bundle)
 
     def wait(self):
+        if not self.pending:
+            ray.wait(list(self.asked), num_returns=1, timeout=1.0)
+            self._hand_out()
+            if not self.load and time.time() - self.began > PATIENCE:
+                self.notice, self.began = "no worker has room for the model yet; waiting for the cluster", float("inf")
+            return []
         before = set(self.pending)
         out = super().wait()
         for ref in before - set(self.pending):
             self.load[self.where.pop(ref)] -= 1
+        self._hand_out()
         return out
 
     def close(self, cancel: bool = False) -> None:
         super().close(False)
+        self.queue.clear()
         for a in self.actors:
             ray.kill(a)
 
@@ -135,6 +171,7 @@ class RayRunner:
             os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the engine says what failed, once
             try:
                 if address:
+                    _knock(address)
                     ray.init(address=address, **common)
                 else:
                     n = workers or os.cpu_count() or 1
@@ -154,10 +191,13 @@ class RayRunner:
             )
         return (ActorPool if actors else TaskPool)(self, work, memory_bytes)
 
-    def call(self, fn, *args, memory_bytes: int = 0) -> Any:
-        return (
-            ray.remote(_call).options(num_cpus=1, memory=memory_bytes or None, max_retries=RETRIES, retry_exceptions=[StorageError]).remote(fn, *args)
-        )
+    def call(self, fn, *args, returns: int = 1, cpus: int = 1) -> Any:
+        """A task for `fn(*args)`. With cpus=0 it runs also while actors hold all the workers."""
+        options = dict(num_cpus=cpus, num_returns=returns, max_retries=RETRIES, retry_exceptions=[StorageError])
+        return ray.remote(_call).options(**options).remote(fn, *args)
+
+    def ready(self, handle: Any, seconds: float) -> bool:
+        return bool(ray.wait([handle], timeout=seconds)[0])
 
     def get(self, handle: Any) -> Any:
         return _get(handle)
@@ -165,6 +205,15 @@ class RayRunner:
     def close(self) -> None:
         if self.started:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """ConnectionError in seconds if nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    if found := re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+)\]?:(\d+)", address):
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=5).close()
+        except OSError as e:
+            raise ConnectionError(f"nobody answers ({e}). Check the address and that the cluster is up.") from None
 
 
 def _get(ref: Any) -> Any:
@@ -178,3 +227,7 @@ def _get(ref: Any) -> Any:
         raise BlockError(str(cause or e)) from e
     except (WorkerCrashedError, ActorDiedError, ActorUnavailableError) as e:
         raise StorageError(f"workers kept dying ({RETRIES} times on one block); the machine may be out of memory. {type(e).__name__}") from e
+    except OutOfMemoryError as e:
+        raise StorageError("Ray stopped a worker again and again because the machine ran out of memory. Use fewer workers or smaller blocks.") from e
+    except RayError as e:
+        raise StorageError(f"Ray lost what a task was doing ({type(e).__name__}). Look at the cluster, then run again: finished blocks are kept.") from e

@@ -1,22 +1,24 @@
 """Runs a plan: stage after stage, block after block, each finished group into the ledger, so that any crash resumes.
 
 Runner: .name .workers .window
-        .pool(work, memory_bytes, actors) -> pool with .submit(index), .wait() -> [(index, stats, handle)], .in_flight, .close()
-        .call(fn, *args) -> handle (args may be handles)       .get(handle) -> value       .close()
+        .pool(work, memory_bytes, actors) -> pool with .submit(index), .wait() -> [(index, stats, handle)], .in_flight, .notice, .close()
+        .call(fn, *args, returns=1, cpus=1) -> handle, or a tuple of them (args may be handles)
+        .ready(handle, seconds) -> bool       .get(handle) -> value       .close()
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vemray.errors import VolumeError
+from vemray.errors import BlockError, VemrayError
 from vemray.geometry import Grid, Int3
 from vemray.ops.base import ArraySpec, Labeller
 from vemray.plan.graph import arguments
-from vemray.plan.stages import Options, Plan, Stage
+from vemray.plan.stages import Options, Plan, Stage, fuse
 from vemray.run.reduce import Tree, merge_cube
 from vemray.run.work import WORKS, LabelWork, ModelWork, PyramidWork, Stats, Work, finish_labels, finish_measures, run_analysis
 from vemray.store import access
@@ -46,45 +48,64 @@ class Tally:
         self.peak_rss = max(self.peak_rss, s.peak_rss)
 
 
-def save_group(ledger: PassLedger, coords: Int3, blocks: list[Int3], *partials: Any) -> Any:
-    """Merge a group's partials and record the group as done. Runs as a task."""
+def save_group(ledger: PassLedger, coords: Int3, blocks: list[Int3], *partials: Any) -> tuple[None, Any]:
+    """Merge a group's partials and record the group as done. Runs as a task; the first value only says that it has."""
     merged = merge_cube(blocks, *partials)
     ledger.save(coords, merged)
-    return merged
+    return None, merged
+
+
+def named(step: str, fn: Callable, *args: Any) -> Any:
+    """`fn(*args)`; what is not one of vemray's errors gets the step's name. Runs as a task."""
+    try:
+        return fn(*args)
+    except VemrayError:
+        raise
+    except Exception as e:
+        raise BlockError(f"step '{step}', {fn.__name__.replace('_', ' ')}: {type(e).__name__}: {e}") from e
 
 
 class Engine:
-    """Executes `plan` into the folder `out` (a URL). `heartbeat` is called often and may raise to stop."""
+    """Executes `plan` into the folder `out` (a URL), with what lies there already. `heartbeat` is called often and may raise to stop.
+
+    What an output was made from is known by the content key that the stage which made it recorded: `claims`, path -> (key, record)."""
 
     def __init__(self, plan: Plan, out: str, runner, events, dataset: str, heartbeat: Callable[[], None] = lambda: None):
-        self.plan, self.out, self.runner, self.events, self.dataset, self.heartbeat = plan, out, runner, events, dataset, heartbeat
+        self.out, self.runner, self.events, self.dataset, self.heartbeat = out.rstrip("/"), runner, events, dataset, heartbeat
         self.options: Options = plan.options
+        self.plan = plan
         self.records: list[dict] = []
+        self.ledgers = {led: (led.complete(), led.begun()) for led in StageLedger.all(self.out)}
+        self.claims = {path: (key, done) for done, _ in self.ledgers.values() if done for path, key in done["outputs"].items()}
+        # measures do not ride on what need not be made again: they read it
+        self.plan = fuse(plan.graph, plan.options, frozenset(r for s in plan.stages for r in s.outputs if self.present(r)))
 
     # where things lie -------------------------------------------------------------------------------------------------
 
-    def url(self, ref: str) -> str:
+    def relative(self, ref: str) -> str:
         spec = self.plan.graph.spec(ref)
         if spec == "table":
-            return access.join(self.out, "tables", f"{ref}.parquet")
+            return f"tables/{ref}.parquet"
         if spec == "scalars":
-            return access.join(self.out, "tables", f"{ref}.json")
-        return access.join(self.out, "volumes" if ref in self.plan.keep else "scratch", f"{ref}.zarr")
+            return f"tables/{ref}.json"
+        return f"{'volumes' if ref in self.plan.keep else 'scratch'}/{ref}.zarr"
+
+    def url(self, ref: str) -> str:
+        return access.join(self.out, self.relative(ref))
 
     def ledger(self, stage: Stage) -> StageLedger:
-        return StageLedger(self.out, stage.name, stage.key)
+        return StageLedger.of(self.out, stage.name, stage.key)
 
-    def present(self, stage: Stage, refs: Iterable[str]) -> bool:
-        """Whether the stage is complete and these outputs of it still lie where they belong."""
-        record = self.ledger(stage).complete()
-        if record is None:
+    def key(self, ref: str) -> str:
+        """What an output is made from: its node's content key; a table also holds the name of the data set."""
+        key = self.plan.graph.producer(ref).key
+        return f"{key} {self.dataset}" if self.plan.graph.spec(ref) == "table" else key
+
+    def present(self, ref: str) -> bool:
+        """Whether this output lies where it belongs, whole and as this plan would make it."""
+        path = self.relative(ref)
+        if self.claims.get(path, ("",))[0] != self.key(ref):
             return False
-        return all(record["outputs"].get(r) == self.relative(r) and self._exists(r) for r in refs)
-
-    def relative(self, ref: str) -> str:
-        return self.url(ref)[len(self.out.rstrip("/")) :].lstrip("/")
-
-    def _exists(self, ref: str) -> bool:
         url = self.url(ref)
         return access.exists(access.join(url, "zarr.json") if url.endswith(".zarr") else url)
 
@@ -93,11 +114,28 @@ class Engine:
         wanted = set(self.plan.keep)
         run: set[str] = set()
         for stage in reversed(self.plan.stages):
-            refs = [r for r in stage.outputs if r in wanted]
-            if refs and not self.present(stage, refs):
+            if any(r in wanted and not self.present(r) for r in stage.outputs):
                 run.add(stage.name)
                 wanted.update(stage.reads)
         return run
+
+    def _release_claims(self, stage: Stage) -> None:
+        """What this stage is about to write is no longer what other stages, of this recipe or another, made there."""
+        mine = {self.relative(r) for r in stage.outputs} | {self._blocks_path(stage)}
+        me = self.ledger(stage)
+        for led, (done, begun) in list(self.ledgers.items()):
+            if led == me:
+                continue
+            if done and (taken := mine & set(done["outputs"])):
+                left = {p: k for p, k in done["outputs"].items() if p not in taken}
+                done = {**done, "outputs": left}
+                led.finish(done) if left else led.forget()
+                self.ledgers[led] = (done, begun)
+            elif not done and begun and mine & set(begun["volumes"]):
+                led.forget()
+                del self.ledgers[led]
+        for path in mine:
+            self.claims.pop(path, None)
 
     # running ----------------------------------------------------------------------------------------------------------
 
@@ -106,13 +144,12 @@ class Engine:
         for stage in self.plan.stages:
             self.heartbeat()
             if stage.name not in need:
-                record = self.ledger(stage).complete() or {}
-                self.records.append({**record, "name": stage.name, "title": stage.title, "kind": stage.kind, "skipped": True, "blocks_run": 0})
+                done = next((d for r in stage.outputs if (d := self.claims.get(self.relative(r), (None, None))[1])), {})
+                self.records.append({**done, "name": stage.name, "title": stage.title, "kind": stage.kind, "skipped": True, "blocks_run": 0})
                 self.events("stage_done", stage=stage.name, skipped=True)
                 continue
-            t0 = time.time()
-            tally = Tally()
-            self._forget_other_versions(stage)
+            t0, tally = time.time(), Tally()
+            self._release_claims(stage)
             ledger = self.ledger(stage)
             if ledger.complete():
                 ledger.forget()  # complete, but what it wrote is gone
@@ -121,70 +158,58 @@ class Engine:
                 "name": stage.name, "title": stage.title, "kind": stage.kind, "key": stage.key, "seconds": round(time.time() - t0, 3),
                 "blocks": len(stage.grid) if stage.grid else 1, "blocks_run": tally.blocks, "cpu_seconds": round(tally.cpu_seconds, 3),
                 "memory_bytes": stage.memory_bytes, "peak_bytes": tally.peak_rss, "bytes_read": tally.bytes_read, "bytes_written": tally.bytes_written,
-                "outputs": {r: self.relative(r) for r in stage.outputs}, **extra,
+                "outputs": {self.relative(r): self.key(r) for r in stage.outputs}, **extra,
             }  # fmt: skip
+            self.heartbeat()  # no longer ours: then it is not ours to call complete either
             ledger.finish(record)
             ledger.forget_passes()
+            access.remove(access.join(self.out, self._blocks_path(stage)))
+            self.ledgers[ledger] = (record, None)
+            self.claims.update({path: (key, record) for path, key in record["outputs"].items()})
             self.records.append({**record, "skipped": False})
             self.events("stage_done", stage=stage.name, seconds=record["seconds"], blocks_run=tally.blocks)
         access.remove(access.join(self.out, "scratch"))
         return self.records
 
-    def _forget_other_versions(self, stage: Stage) -> None:
-        """A stage of the same name with other parameters wrote to the same place: it is no longer complete."""
-        root = access.join(self.out, "ledger")
-        mine = self.ledger(stage).url.rsplit("/", 1)[1]
-        for name in access.list_names(root):
-            if name.rpartition("-")[0] == stage.name and name != mine:
-                access.remove(access.join(root, name))
+    def _call(self, stage: Stage, fn: Callable, *args: Any, **how: Any) -> Any:
+        return self.runner.call(named, stage.target.step, fn, *args, **how)
+
+    def _get(self, handle: Any) -> Any:
+        while not self.runner.ready(handle, 1.0):
+            self.heartbeat()
+        return self.runner.get(handle)
 
     def _run_stage(self, stage: Stage, ledger: StageLedger, tally: Tally) -> dict:
         if stage.kind == "analysis":
             self.events("stage", stage=stage.name, title=stage.title, pass_name="", blocks=1, done=0)
             args = arguments(stage.target.op, stage.target.inputs, self.url)
-            rows = self.runner.get(self.runner.call(run_analysis, stage.target.op, args, self.url(stage.name), self.dataset))
+            rows = self._get(self._call(stage, run_analysis, stage.target.op, args, self.url(stage.name), self.dataset))
             return {"rows": {stage.name: rows}}
-        volumes = {r: self._volume(r) for r in stage.reads if isinstance(stage.specs[r], ArraySpec)}
-        fresh = not ledger.passed("made", stage.grid).done()
-        if fresh:
-            ledger.forget()  # begun over another grid, or not begun
-        for ref, spec in stage.target.outputs.items():
-            if isinstance(spec, ArraySpec):
-                volumes[ref] = self._create(ref, spec, stage, fresh)
-        ledger.passed("made", stage.grid).save((0, 0, 0), None)
+        volumes, local = self._volumes(stage, ledger)
         tables = {r: self.url(r) for r in stage.reads if not isinstance(stage.specs[r], ArraySpec)}
         cls = ModelWork if stage.holds_model else WORKS[stage.kind]
         work = cls(stage.name, stage.grid, stage.target, stage.inline, stage.specs, volumes, tables, stage.riders, self.dataset)
         extra: dict[str, Any] = {}
         if isinstance(work, LabelWork):
-            extra.update(self._pass_one(stage, work, ledger, tally, fresh))
+            work.local = local
+            work.numbering = access.join(ledger.url, f"numbering-{'x'.join(map(str, stage.grid.block_shape))}")
+            if not access.exists(access.join(work.numbering, "stamp")):  # else a resumed run: pass 1 is behind it
+                root = self._pass(stage, work, ledger, "pass 1", tally)
+                extra = self._get(self._call(stage, finish_labels, work.numbering, len(stage.grid), root))
             work.second = True
         root = self._pass(stage, work, ledger, "pass 2" if stage.kind == "label" else "", tally)
         measures = [stage.target] if stage.kind == "measure" else list(stage.riders)
         if measures:
             jobs = [(n.op, n.name, self.url(n.name), work.site(n, stage.grid.write_box(0)).inputs, self.dataset) for n in measures]
-            extra["rows"] = self.runner.get(self.runner.call(finish_measures, jobs, root))
+            extra["rows"] = self._get(self._call(stage, finish_measures, jobs, root))
         else:
-            self.runner.get(root)
+            self._get(root)
         for ref in stage.target.outputs:
             if ref in self.plan.keep and isinstance(stage.specs[ref], ArraySpec):
                 self._pyramid(ref, volumes[ref], stage, ledger, tally)
-        if isinstance(work, LabelWork) and work.local is not None:
-            access.remove(work.local.url)
         return extra
 
-    def _pass_one(self, stage: Stage, work: LabelWork, ledger: StageLedger, tally: Tally, fresh: bool) -> dict:
-        """Label every block and resolve the evidence into a numbering. Kept for pass 2, also of a resumed run."""
-        op = stage.target.op
-        work.numbering = access.join(ledger.url, f"numbering-{'x'.join(map(str, stage.grid.block_shape))}")
-        if isinstance(op, Labeller) and not op.cheap:
-            spec = stage.specs[stage.name].like("uint32", "labels")
-            scratch = access.join(self.out, "scratch", f"{stage.name}.blocks.zarr")
-            work.local = self._create_at(scratch, spec, stage, fresh, levels=1)
-        if access.exists(access.join(work.numbering, "stamp")):
-            return {}
-        root = self._pass(stage, work, ledger, "pass 1", tally)
-        return self.runner.get(self.runner.call(finish_labels, work.numbering, len(stage.grid), root))
+    # blocks -----------------------------------------------------------------------------------------------------------
 
     def _pass(self, stage: Stage, work: Work | PyramidWork, ledger: StageLedger, name: str, tally: Tally) -> Any:
         """Every block of the grid once, groups in Morton order, partials merged in a tree. Returns the root's handle."""
@@ -194,18 +219,25 @@ class Engine:
         before = sum(len(grid.group(c, SIDE)) for c in done)
         self.events("stage", stage=stage.name, title=stage.title, pass_name=name, blocks=len(grid), done=before)
         counts = tuple(-(-n // SIDE) for n in grid.counts)
-        tree = Tree(counts, self.runner.call)
+        tree = Tree(counts, lambda fn, *args: self._call(stage, fn, *args))
         pool = self.runner.pool(work, stage.memory_bytes, actors=stage.holds_model and isinstance(work, ModelWork))
         open_groups: dict[Int3, dict[int, Any]] = {}
         group_of: dict[int, tuple[Int3, list[int]]] = {}
+        saving: list[tuple[Any, int]] = []
         t0, finished = time.time(), before
         voxels = grid.shape[0] * grid.shape[1] * grid.shape[2] / max(1, len(grid))
-
         interval = max(SIDE**3, self.runner.window)
 
         def unsaved() -> int:
-            """Blocks that are done but whose group is not: what a crash now would lose beside those in flight."""
-            return sum(map(len, open_groups.values()))
+            """Blocks that are done but not in the ledger: what a crash now would lose beside those in flight."""
+            return sum(map(len, open_groups.values())) + sum(n for _, n in saving)
+
+        def settle(seconds: float = 0.0) -> None:
+            """Forget the saves that are through; an error of one is raised here."""
+            for pair in list(saving):
+                if self.runner.ready(pair[0], seconds):
+                    self.runner.get(pair[0])
+                    saving.remove(pair)
 
         def collect() -> None:
             nonlocal finished
@@ -217,18 +249,24 @@ class Engine:
                 if len(open_groups[coords]) == len(indices):
                     parts = open_groups.pop(coords)
                     cells = [grid.coords(i) for i in indices]
-                    tree.add(coords, self.runner.call(save_group, groups, coords, cells, *[parts[i] for i in indices]))
+                    done, merged = self._call(stage, save_group, groups, coords, cells, *[parts[i] for i in indices], returns=2, cpus=0)
+                    saving.append((done, len(indices)))
+                    tree.add(coords, merged)
                 rate = (finished - before) / max(1e-6, time.time() - t0)
                 self.events(
                     "blocks", stage=stage.name, done=finished, blocks=len(grid), rate=round(rate * voxels / 1e6, 3),
                     remaining=round((len(grid) - finished) / max(rate, 1e-9), 1), block=index, seconds=round(stats.seconds, 3), pid=stats.pid,
                 )  # fmt: skip
+            if notice := pool.notice:
+                pool.notice = ""
+                self.events("note", text=f"{stage.name}: {notice}")
+            settle()
             self.heartbeat()
 
         try:
             for coords, indices in grid.groups(SIDE):
                 if coords in done:
-                    tree.add(coords, self.runner.call(groups.load, coords))
+                    tree.add(coords, self._call(stage, groups.load, coords))
                     continue
                 open_groups[coords] = {}
                 for i in indices:
@@ -242,33 +280,62 @@ class Engine:
             pool.close(cancel=True)
             raise
         pool.close()
+        while saving:
+            settle(1.0)
+            self.heartbeat()
         return tree.root
 
     def _pyramid(self, ref: str, volume: Volume, stage: Stage, ledger: StageLedger, tally: Tally) -> None:
         """Coarser levels that the blocks themselves could not write."""
         for level, grid in volume.later_levels:
             work = PyramidWork(volume, level, grid, stage.name)
-            self.runner.get(self._pass(stage, work, ledger, f"{ref} level {level}", tally))
+            self._get(self._pass(stage, work, ledger, f"{ref} level {level}", tally))
 
     # volumes ----------------------------------------------------------------------------------------------------------
+
+    def _volumes(self, stage: Stage, ledger: StageLedger) -> tuple[dict[str, Volume], Volume | None]:
+        """Handles on what the stage reads and writes, and on the scratch for the labels of pass 1 if it needs one. What it writes is made
+        anew, unless a run that stopped left it, over the same grid, and each volume still carries the mark that was recorded then."""
+        targets = {r: (self.url(r), s, None if r in self.plan.keep else 1) for r, s in stage.target.outputs.items() if isinstance(s, ArraySpec)}
+        op = stage.target.op
+        if isinstance(op, Labeller) and not op.cheap:
+            spec = stage.specs[stage.name].like("uint32", "labels")
+            targets[""] = (access.join(self.out, self._blocks_path(stage)), spec, 1)
+        record = {"grid": list(stage.grid.block_shape), "volumes": sorted(url[len(self.out) + 1 :] for url, _, _ in targets.values())}
+        begun = ledger.begun() or {}
+        made: dict[str, Volume | None] = {}
+        if record.items() <= begun.items():
+            made = {r: _marked(url, begun["mark"]) for r, (url, _, _) in targets.items()}
+        if not record.items() <= begun.items() or None in made.values():
+            ledger.forget()
+            begun = {**record, "mark": uuid.uuid4().hex}
+            made = {r: self._create(url, spec, stage, levels, begun["mark"]) for r, (url, spec, levels) in targets.items()}
+            ledger.begin(begun)
+        self.ledgers[ledger] = (None, begun)
+        local = made.pop("", None)
+        read = {r: self._volume(r) for r in stage.reads if isinstance(stage.specs[r], ArraySpec)}
+        return {**read, **made}, local
+
+    @staticmethod
+    def _blocks_path(stage: Stage) -> str:
+        return f"scratch/{stage.name}.blocks.zarr"
 
     def _volume(self, ref: str) -> Volume:
         if ref in self.plan.graph.sources:
             return self.plan.graph.sources[ref].volume
         return open_volume(self.url(ref))
 
-    def _create(self, ref: str, spec: ArraySpec, stage: Stage, fresh: bool) -> Volume:
-        return self._create_at(self.url(ref), spec, stage, fresh, levels=None if ref in self.plan.keep else 1)
-
-    def _create_at(self, url: str, spec: ArraySpec, stage: Stage, fresh: bool, levels: int | None) -> Volume:
-        """The stage's output volume; when blocks of it are done already, the one that is there."""
-        if not fresh and access.exists(access.join(url, "zarr.json")):
-            volume = open_volume(url, writable=True)
-            if volume.shape != spec.shape:
-                raise VolumeError(f"{url} holds {volume.shape} voxels where the resumed run expects {spec.shape}. Remove it and run again.")
-            return volume
+    def _create(self, url: str, spec: ArraySpec, stage: Stage, levels: int | None, mark: str) -> Volume:
         name = url.rsplit("/", 1)[1].removesuffix(".zarr")
         return create(
-            url, spec.shape, spec.dtype, spec.spacing, kind=spec.kind, shard=stage.grid.block_shape, chunk=self.options.chunk,
-            levels=levels, name=name, attributes={"content_key": stage.key}, overwrite=True,
+            url, spec.shape, spec.dtype, spec.spacing, kind=spec.kind, shard=stage.grid.block_shape, chunk=self.options.chunk, levels=levels,
+            origin_nm=spec.origin_nm, name=name, attributes={"content_key": stage.target.key, "mark": mark}, overwrite=True,
         )  # fmt: skip
+
+
+def _marked(url: str, mark: str) -> Volume | None:
+    """The volume at `url` if it carries this mark, writable."""
+    if not access.exists(access.join(url, "zarr.json")):
+        return None
+    volume = open_volume(url, writable=True)
+    return volume if volume.attributes.get("mark") == mark else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 
 from vemray.analysis.agreement import agreement
+from vemray.errors import InputError
 from vemray.plan import Options
 from vemray.run.api import run, source
+from vemray.run.results import Results
 from vemray.store import access
 from vemray.store.table import read_json, write_json
 
@@ -16,6 +18,11 @@ def evaluate(
 ) -> dict:
     """Voxel, object and partition agreement of two label (or mask) volumes of one shape. Returns a dict of plain numbers."""
     sources = {"predicted": source("predicted", predicted), "truth": source("truth", truth)}
+    for s in sources.values():
+        if s.spec.kind not in ("labels", "mask"):
+            raise InputError(
+                f"{s.volume.url} is of the kind {s.spec.kind}: labels or masks are compared. If it holds labels, import it again with --kind labels."
+            )
     recipe = {
         "vemray": 1, "name": "evaluate",
         "inputs": {n: {"kind": s.spec.kind} for n, s in sources.items()},
@@ -27,8 +34,14 @@ def evaluate(
     return agreement(pairs, **({"thresholds": thresholds} if thresholds else {}))
 
 
+def check_run(run_url: str) -> None:
+    """InputError unless `run_url` is the folder of a run that `record` can write to."""
+    Results(run_url)
+
+
 def record(run_url: str, name: str, result: dict) -> None:
     """Keep an evaluation with the run it judges; the report shows it."""
+    check_run(run_url)
     url = access.join(run_url, "run.json")
     facts = read_json(url)
     facts.setdefault("evaluation", {})[name] = result

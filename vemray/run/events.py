@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,8 +65,24 @@ class Status:
     def __init__(self, root: str, first: dict, seconds: float = 3.0):
         self.url, self.seconds, self.last = access.join(root, "ledger", "status.json"), seconds, 0.0
         self.state = dict(first)
+        self.lock = threading.Lock()
+
+    def beat(self) -> None:
+        """A sign of life while nothing happens; called from another thread."""
+        with self.lock:
+            if self.state["state"] == "running":
+                self.state["beat"] = time.time()
+                self._write()
+
+    def _write(self) -> None:
+        access.write_bytes(self.url, json.dumps(self.state, indent=1).encode())
+        self.last = time.time()
 
     def __call__(self, e: dict) -> None:
+        with self.lock:
+            self._take(e)
+
+    def _take(self, e: dict) -> None:
         kind = e["event"]
         stages = self.state.setdefault("stages", {})
         if kind == "plan":
@@ -74,16 +91,25 @@ class Status:
             )
         elif kind == "stage":
             stages[e["stage"]].update(state="running", pass_name=e["pass_name"], blocks=e["blocks"], done=e["done"], started=e["t"])
+            for rate in ("rate_mvoxel_s", "remaining_s"):  # of the pass before
+                stages[e["stage"]].pop(rate, None)
         elif kind == "blocks":
             stages[e["stage"]].update(done=e["done"], rate_mvoxel_s=e["rate"], remaining_s=e["remaining"])
         elif kind == "stage_done":
-            stages[e["stage"]].update(state="skipped" if e.get("skipped") else "done", seconds=e.get("seconds"), blocks=stages[e["stage"]]["all"])
+            blocks = stages[e["stage"]]["all"]
+            stages[e["stage"]].update(state="kept" if e.get("skipped") else "done", seconds=e.get("seconds"), blocks=blocks, done=blocks)
         elif kind == "end":
             self.state.update(state=e["state"], message=e.get("message", ""))
+            for stage in stages.values():
+                if stage["state"] == "running":
+                    stage["state"] = e["state"]
         self.state["beat"] = e["t"]
         if kind in ("end", "plan", "stage", "stage_done") or time.time() - self.last > self.seconds:
-            access.write_bytes(self.url, json.dumps(self.state, indent=1).encode())
-            self.last = time.time()
+            self._write()
+
+
+def _blocks(n: int) -> str:
+    return f"{n} block{'s' * (n != 1)}"
 
 
 class Lines:
@@ -100,10 +126,10 @@ class Lines:
         kind = e["event"]
         if kind == "stage":
             again = f", {e['done']} done before" if e["done"] else ""
-            self._say(f"{e['stage']}: {e['title']}{' (' + e['pass_name'] + ')' if e['pass_name'] else ''}, {e['blocks']} blocks{again}")
+            self._say(f"{e['stage']}: {e['title']}{' (' + e['pass_name'] + ')' if e['pass_name'] else ''}, {_blocks(e['blocks'])}{again}")
             self.last = time.time()
         elif kind == "blocks" and time.time() - self.last > self.seconds:
-            self._say(f"{e['stage']}: {e['done']}/{e['blocks']} blocks, {e['rate']:.1f} Mvoxel/s, {duration(e['remaining'])} left")
+            self._say(f"{e['stage']}: {e['done']}/{_blocks(e['blocks'])}, {e['rate']:.1f} Mvoxel/s, {duration(e['remaining'])} left")
             self.last = time.time()
         elif kind == "stage_done":
             self._say(f"{e['stage']}: " + ("unchanged, kept" if e.get("skipped") else f"done in {duration(e['seconds'])}"))
@@ -128,21 +154,31 @@ class Bars:
             transient=False,
         )
         self.tasks: dict[str, Any] = {}
+        self.totals: dict[str, int] = {}
         self.progress.start()
 
     def __call__(self, e: dict) -> None:
         kind = e["event"]
         if kind == "stage":
             name = f"{e['stage']} {e['pass_name']}".strip()
+            self._finish(e["stage"])  # the pass before
             self.tasks[e["stage"]] = self.progress.add_task(name, total=e["blocks"], completed=e["done"], rate="")
+            self.totals[e["stage"]] = e["blocks"]
         elif kind == "blocks":
             self.progress.update(self.tasks[e["stage"]], completed=e["done"], rate=f"{e['rate']:.1f} Mvoxel/s, {duration(e['remaining'])} left")
         elif kind == "stage_done" and e.get("skipped"):
             self.progress.console.log(f"{e['stage']}: unchanged, kept")
+        elif kind == "stage_done":
+            self._finish(e["stage"])
         elif kind == "note":
             self.progress.console.log(e["text"])
         elif kind == "end":
             self.progress.stop()
+
+    def _finish(self, stage: str) -> None:
+        """An analysis reports no blocks, and the last block's rate is no longer of interest."""
+        if stage in self.tasks:
+            self.progress.update(self.tasks[stage], completed=self.totals[stage], rate="")
 
     def close(self) -> None:
         self.progress.stop()

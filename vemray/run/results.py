@@ -20,7 +20,13 @@ class Lazy(Mapping):
     def __getitem__(self, name: str) -> Any:
         if name not in self.urls:
             raise KeyError(f"there is no {self.what} '{name}'.{nearest(name, self.urls)} There are: {', '.join(self.urls) or 'none'}.")
-        return self.load(self.urls[name])
+        try:
+            return self.load(self.urls[name])
+        except FileNotFoundError:
+            raise InputError(f"the {self.what} '{name}' is not at {self.urls[name]}: the run did not come so far, or it was removed.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.urls
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.urls)
@@ -29,11 +35,15 @@ class Lazy(Mapping):
         return len(self.urls)
 
     def __repr__(self) -> str:
-        return f"<{self.what}: {', '.join(self.urls)}>"
+        return f"<{self.what}: {', '.join(self.urls) or 'none'}>"
+
+
+#: kind of volume -> what several are called
+PLURAL = {"labels": "labels", "image": "images", "mask": "masks", "probability": "probabilities"}
 
 
 class Results:
-    """The folder of a run, local or S3.
+    """The folder of a run, local or S3: what its recipe keeps.
 
     .labels[name], .images[name]: xarray.DataArray, dims z, y, x, coordinates in nm, loaded when indexed (masks and probabilities
     are among the images).  .tables[name]: pandas.DataFrame (pyarrow through .arrow[name]).  .scalars[name]: dict.
@@ -47,14 +57,14 @@ class Results:
         except FileNotFoundError:
             raise InputError(f"{self.url} is not the output of a run: it has no run.json.") from None
         outputs = {o: s for step in self.run["steps"].values() for o, s in step["outputs"].items()}
-        kept = [o for o in self.run["keep"] if o in outputs]
-        volumes = {o: access.join(self.url, "volumes", f"{o}.zarr") for o in kept if isinstance(outputs[o], dict)}
-        kinds = {o: outputs[o]["kind"] for o in volumes}
-        tables = {o: access.join(self.url, "tables", f"{o}.parquet") for o, s in outputs.items() if s == "table"}
-        scalars = {o: access.join(self.url, "tables", f"{o}.json") for o, s in outputs.items() if s == "scalars"}
+        kept = {o: outputs[o] for o in self.run["keep"] if o in outputs}
+        volumes = {o: access.join(self.url, "volumes", f"{o}.zarr") for o, s in kept.items() if isinstance(s, dict)}
+        tables = {o: access.join(self.url, "tables", f"{o}.parquet") for o, s in kept.items() if s == "table"}
+        scalars = {o: access.join(self.url, "tables", f"{o}.json") for o, s in kept.items() if s == "scalars"}
+        self.kinds = {o: kept[o]["kind"] for o in volumes}
         self.volumes = Lazy("volume", volumes, open_volume)
-        self.labels = Lazy("label volume", {o: u for o, u in volumes.items() if kinds[o] == "labels"}, lambda u: open_volume(u).to_xarray())
-        self.images = Lazy("image", {o: u for o, u in volumes.items() if kinds[o] != "labels"}, lambda u: open_volume(u).to_xarray())
+        self.labels = Lazy("label volume", {o: u for o, u in volumes.items() if self.kinds[o] == "labels"}, lambda u: open_volume(u).to_xarray())
+        self.images = Lazy("image", {o: u for o, u in volumes.items() if self.kinds[o] != "labels"}, lambda u: open_volume(u).to_xarray())
         self.arrow = Lazy("table", tables, read_table)
         self.tables = Lazy("table", tables, lambda u: read_table(u).to_pandas())
         self.scalars = Lazy("scalars", scalars, read_json)
@@ -64,4 +74,7 @@ class Results:
         return self.run["state"]
 
     def __repr__(self) -> str:
-        return f"<Results of '{self.run['recipe']['name']}' on '{self.run['dataset']}', {self.state}: {self.url}\n labels: {', '.join(self.labels)}; tables: {', '.join(self.tables)}>"
+        parts = {plural: [o for o, k in self.kinds.items() if k == kind] for kind, plural in PLURAL.items()}
+        parts.update(tables=list(self.tables), scalars=list(self.scalars))
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+        return f"<Results of '{self.run['recipe']['name']}' on '{self.run['dataset']}', {self.state}: {self.url}\n {listed}>"

@@ -9,6 +9,8 @@ from vemray.run.threads import single_threaded
 
 
 class SerialPool:
+    notice = ""
+
     def __init__(self, work, rng: random.Random):
         self.work, self.rng, self.queue = work, rng, []
 
@@ -43,9 +45,12 @@ class SerialRunner:
     def pool(self, work, memory_bytes: int, actors: bool = False) -> SerialPool:
         return SerialPool(work, self.rng)
 
-    def call(self, fn, *args, memory_bytes: int = 0) -> Any:
+    def call(self, fn, *args, returns: int = 1, cpus: int = 1) -> Any:
         with single_threaded():
             return fn(*args)
+
+    def ready(self, handle: Any, seconds: float) -> bool:
+        return True
 
     def get(self, handle: Any) -> Any:
         return handle

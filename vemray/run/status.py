@@ -22,6 +22,8 @@ def read_status(url: str) -> dict:
         raise InputError(f"{url} is not the output of a run: it has no ledger/status.json.") from None
     if s["state"] == "running" and time.time() - s["beat"] > LEASE_SECONDS:
         s["state"] = "lost"
+    for stage in s.get("stages", {}).values():
+        stage["state"] = {"skipped": "kept"}.get(stage["state"], stage["state"])  # runs of vemray 0.1.0 said so
     return s
 
 
@@ -33,12 +35,20 @@ def describe(url: str) -> tuple[str, int]:
         head += ". The driver is gone; the same `vemray run` command resumes it."
     if s.get("message"):
         head += f"\n{s['message']}"
-    rows = []
-    for name, st in s.get("stages", {}).items():
-        line = f"  {name:<28} {st['state']:<8} {st['done'] if st['state'] == 'running' else st['blocks'] if st['state'] == 'done' else 0:>7}/{st['blocks']} blocks"
-        if st["state"] == "running" and "rate_mvoxel_s" in st:
-            line += f"  {st['rate_mvoxel_s']:.1f} Mvoxel/s, {duration(st['remaining_s'])} left"
-        elif st.get("seconds") is not None:
-            line += f"  {duration(st['seconds'])}"
-        rows.append(line)
-    return "\n".join([head, *rows]), CODES[s["state"]]
+    return "\n".join([head, *(_row(name, st, s["state"]) for name, st in s.get("stages", {}).items())]), CODES[s["state"]]
+
+
+def _row(name: str, stage: dict, run: str) -> str:
+    """One stage: what became of it, how many of its blocks are done, and how fast while the run lives."""
+    state, blocks = stage["state"], stage["blocks"]
+    if run != "running":
+        state = {"running": run, "waiting": "not run"}.get(state, state)
+    done = blocks if state in ("done", "kept") else stage["done"]
+    row = f"  {name:<28} {state:<11} {done:>7}/{blocks} block{'s' * (blocks != 1)}"
+    if stage.get("pass_name") and state not in ("done", "kept"):
+        row += f" of {stage['pass_name']}"
+    if state == "running" and stage.get("rate_mvoxel_s"):
+        row += f"  {stage['rate_mvoxel_s']:.1f} Mvoxel/s, {duration(stage['remaining_s'])} left"
+    elif state == "done" and stage.get("seconds") is not None:
+        row += f"  {duration(stage['seconds'])}"
+    return row

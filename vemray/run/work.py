@@ -118,7 +118,19 @@ class Work:
         return Site(first.shape, first.spacing, read, write, tuple(array_specs))
 
     def call_arguments(self, node: Node, read: Box, stats: Stats) -> list[Any]:
-        return arguments(node.op, node.inputs, lambda r: self.evaluate(r, read, stats))
+        values: dict[str, Any] = {}
+        rows = {node.inputs[port]: (node.inputs[labels], column) for port, (labels, column) in node.op.rows().items()}
+
+        def value(ref: str) -> Any:
+            if ref not in values:
+                if ref in rows and ref in self.tables:
+                    labels, column = rows[ref]
+                    values[ref] = table.read_rows(self.tables[ref], column, distinct(value(labels)))
+                else:
+                    values[ref] = self.evaluate(ref, read, stats)
+            return values[ref]
+
+        return arguments(node.op, node.inputs, value)
 
     def apply(self, node: Node, write: Box, stats: Stats) -> Any:
         """Filter `node` over `write`, cropped."""
@@ -140,6 +152,12 @@ class Work:
         if array.dtype != np.dtype(want) or array.shape != write.shape:
             raise VolumeError(f"the operator gave {array.dtype} {array.shape}, but declared {want} {write.shape}")
         stats.bytes_written += volume.write(write, array) or 0
+
+
+def distinct(labels: np.ndarray) -> np.ndarray:
+    """The labels that occur, sorted; from the starts of their runs, since a block holds few labels in long runs."""
+    flat = labels.reshape(-1)
+    return np.unique(np.concatenate([flat[:1], flat[1:][flat[1:] != flat[:-1]]]))
 
 
 def cropped(array: np.ndarray, site: Site) -> np.ndarray:
@@ -258,9 +276,9 @@ class PyramidWork:
     def run(self, index: int) -> tuple[None, Stats]:
         from vemray.store.volume import fill_level
 
-        t0 = time.perf_counter()
-        fill_level(self.volume, self.level, self.grid.write_box(index))
-        return None, Stats(index, time.perf_counter() - t0, peak_rss=peak_rss(), pid=os.getpid())
+        t0, c0 = time.perf_counter(), time.process_time()
+        written = fill_level(self.volume, self.level, self.grid.write_box(index))
+        return None, Stats(index, time.perf_counter() - t0, time.process_time() - c0, bytes_written=written, peak_rss=peak_rss(), pid=os.getpid())
 
 
 def checksum(labels: np.ndarray, keys: np.ndarray) -> int:

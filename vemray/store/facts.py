@@ -32,7 +32,10 @@ def _objects(url: str) -> Iterator[tuple[str, int, str]]:
     with access.storage_errors(url, "list"):
         if access.scheme(url) == "file":
             root = access.local_path(url)
-            for folder, _, files in os.walk(root):
+            seen: set[str] = set()  # a link may lead in a circle
+            for folder, folders, files in os.walk(root, followlinks=True):
+                seen.add(os.path.realpath(folder))
+                folders[:] = [d for d in folders if os.path.realpath(os.path.join(folder, d)) not in seen]
                 for f in files:
                     path = os.path.join(folder, f)
                     st = os.stat(path)

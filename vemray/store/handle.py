@@ -46,7 +46,7 @@ class Volume:
 
     @property
     def spec(self) -> ArraySpec:
-        return ArraySpec(self.shape, self.dtype, self.spacing, self.kind)
+        return ArraySpec(self.shape, self.dtype, self.spacing, self.kind, self.origin_nm)
 
     @property
     def box(self) -> Box:

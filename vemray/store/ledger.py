@@ -1,7 +1,8 @@
 """What is finished, so that a run resumes where it was: small create-once objects, never one per block, never changed in place.
 
-    ledger/<stage>-<key>/<pass>-<grid>/g-<z>-<y>-<x>      a finished group of neighbouring blocks, with its merged partial
-    ledger/<stage>-<key>/complete.json                      the whole stage is done: what it wrote
+    ledger/<stage>-<key>/begun.json                         the stage has begun: its grid, and a mark that its volumes carry too
+    ledger/<stage>-<key>/<pass>-<grid>/g-<z>-<y>-<x>        a finished group of neighbouring blocks, with its merged partial
+    ledger/<stage>-<key>/complete.json                      the whole stage is done: what it made, under which content keys
     ledger/lease.json                                       who runs now; renewed while it lives
     ledger/events/<run>-<n>.jsonl                           what happened
 
@@ -9,9 +10,11 @@ A stage's key is its content: operator, parameters, inputs. A group that was los
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import re
 import socket
 import time
 import uuid
@@ -27,22 +30,36 @@ LEASE_SECONDS = 60
 
 @dataclass(frozen=True)
 class StageLedger:
-    """The ledger of one stage under `root` (a URL)."""
+    """The ledger of one stage, at `url`."""
 
-    root: str
-    stage: str
-    key: str
+    url: str
 
-    @property
-    def url(self) -> str:
-        return access.join(self.root, "ledger", f"{self.stage}-{self.key[:16]}")
+    @classmethod
+    def of(cls, root: str, stage: str, key: str) -> StageLedger:
+        return cls(access.join(root, "ledger", f"{stage}-{key[:16]}"))
+
+    @classmethod
+    def all(cls, root: str) -> list[StageLedger]:
+        """Every stage that was begun under `root`, also by other recipes."""
+        folder = access.join(root, "ledger")
+        return [cls(access.join(folder, n)) for n in access.list_names(folder) if re.fullmatch(r".+-[0-9a-f]{16}", n)]
 
     def complete(self) -> dict | None:
         """What the finished stage recorded, or None."""
+        return self._read("complete.json")
+
+    def begun(self) -> dict | None:
+        """What was recorded when the stage began, or None."""
+        return self._read("begun.json")
+
+    def _read(self, name: str) -> dict | None:
         try:
-            return json.loads(access.read_bytes(access.join(self.url, "complete.json")))
+            return json.loads(access.read_bytes(access.join(self.url, name)))
         except FileNotFoundError:
             return None
+
+    def begin(self, record: dict) -> None:
+        access.write_bytes(access.join(self.url, "begun.json"), json.dumps(record, indent=1).encode())
 
     def finish(self, record: dict) -> None:
         access.write_bytes(access.join(self.url, "complete.json"), json.dumps(record, indent=1).encode())
@@ -80,38 +97,35 @@ class PassLedger:
 
 
 class Lease:
-    """One run at a time writes to an output. The holder renews `ledger/lease.json`; one that has been silent for
-    LEASE_SECONDS, or whose process on this host is gone, is taken over."""
+    """One run at a time writes to an output. The holder renews `ledger/lease.json`; one whose process on this machine is gone, or that
+    has been silent for LEASE_SECONDS on another, is taken over."""
 
     def __init__(self, root: str):
         self.url = access.join(root, "ledger", "lease.json")
         self.id = uuid.uuid4().hex
-        self._renewed = 0.0
 
     def take(self) -> None:
-        if access.create_only(self.url, self._body()):
-            self._renewed = time.time()
-            return
-        holder = self._holder()
-        if holder and self._alive(holder):
-            raise BusyError(
-                f"{self.url.rsplit('/ledger', 1)[0]} is being written by another run (process {holder['pid']} on {holder['host']}, "
-                f"last sign of life {time.time() - holder['beat']:.0f} s ago). Wait for it, stop it, or choose another --out."
-            )
-        access.remove(self.url)
         if not access.create_only(self.url, self._body()):
-            raise BusyError(f"another run took {self.url} at this moment. Try again.")
-        self._renewed = time.time()
+            holder = self._holder()
+            if holder and self._alive(holder):
+                raise BusyError(
+                    f"{self.url.rsplit('/ledger', 1)[0]} is being written by another run (process {holder['pid']} on {holder['host']}, "
+                    f"last sign of life {time.time() - holder['beat']:.0f} s ago). Wait for it, stop it, or choose another --out."
+                )
+            access.remove(self.url)
+            access.create_only(self.url, self._body())
+        self.check()  # of two that take over at once, one reads the other's name
 
-    def renew(self) -> None:
-        """Call often; writes every few seconds. BusyError if another run has taken over."""
-        if time.time() - self._renewed < LEASE_SECONDS / 6:
-            return
+    def check(self) -> None:
+        """BusyError if the lease is not, or no longer, this run's."""
         holder = self._holder()
         if holder and holder["id"] != self.id:
             raise BusyError(f"another run (process {holder['pid']} on {holder['host']}) has taken over {self.url}; this one stops.")
+
+    def renew(self) -> None:
+        """To be called every few seconds. BusyError if another run has taken over."""
+        self.check()
         access.write_bytes(self.url, self._body())
-        self._renewed = time.time()
 
     def release(self) -> None:
         holder = self._holder()
@@ -125,15 +139,27 @@ class Lease:
             return None
 
     def _body(self) -> bytes:
-        return json.dumps({"id": self.id, "host": socket.gethostname(), "pid": os.getpid(), "beat": time.time()}).encode()
+        pid = os.getpid()
+        who = {"id": self.id, "host": socket.gethostname(), "pid": pid, "where": _where(), "began": _began(pid), "beat": time.time()}
+        return json.dumps(who).encode()
 
     @staticmethod
     def _alive(holder: dict) -> bool:
-        if holder["host"] == socket.gethostname():
-            try:
-                os.kill(holder["pid"], 0)
-            except ProcessLookupError:
-                return False
-            except PermissionError:
-                pass
+        """Where processes can be looked at, one lives or does not, however long it is silent; elsewhere only its beat tells."""
+        if holder["where"] and holder["where"] == _where():
+            return _began(holder["pid"]) == holder["began"]
         return time.time() - holder["beat"] < LEASE_SECONDS
+
+
+def _where() -> str:
+    """Where a process number means the same process: this boot of this machine and its space of numbers. '' without /proc."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as f:
+        return f"{f.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _began(pid: int) -> str | None:
+    """When the process was started, in the kernel's ticks; None if there is none."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as f:
+        return f.read().rsplit(")", 1)[1].split()[19]
+    return None

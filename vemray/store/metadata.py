@@ -23,7 +23,7 @@ NM = {
     "inch": 2.54e7,
 }  # fmt: skip
 
-SPACING_HINT = "Give it: --voxel-size Z,Y,X in nm on the command line, spacing=Spacing(z, y, x) in Python."
+SPACING_HINT = "Give it when you import: vemray import SOURCE TARGET --voxel-size Z,Y,X (nm); in Python: spacing=Spacing(z, y, x)."
 
 
 def nanometres(unit: Any) -> float | None:

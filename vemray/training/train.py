@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass as strict
 
 from vemray.errors import InputError, MissingExtra
 from vemray.geometry import Spacing
+from vemray.models.facts import normalised
 from vemray.models.files import Facts, Normalisation, save_native
 from vemray.training.sampling import Plane, Sampler
 
@@ -50,36 +51,33 @@ class Trained:
         return f"{self.path}: {self.steps} steps in {self.seconds:.0f} s, mean Dice on the validation planes {self.best:.3f} (step {self.best_step})"
 
 
-def normalisation_of(volume, normalisation: Normalisation) -> tuple[float, float]:
-    """(low, high) of a volume (anything with .shape, .spec and .read(Box)), exactly as inference will take them."""
+def histogram_of(volume) -> dict:
+    """Histogram of a volume (anything with .shape, .spec and .read(Box)), as the operator gives it to inference."""
     from vemray.geometry import Grid
     from vemray.ops.base import Site
-    from vemray.ops.histogram import Histogram, percentile
+    from vemray.ops.histogram import Histogram
 
-    if normalisation.method == "fixed":
-        return normalisation.low, normalisation.high
     op, total = Histogram(), None
     grid = Grid(volume.shape, (64, 512, 512))
     for i in range(len(grid)):
         box = grid.write_box(i)
         part = op.measure(volume.read(box), site=Site(volume.shape, volume.spec.spacing, box, box, (volume.spec,)))
         total = part if total is None else total.merge(part, 0)
-    h = op.finish(total, (volume.spec,))
-    return percentile(h, normalisation.low), percentile(h, normalisation.high)
+    return op.finish(total, (volume.spec,))
 
 
 def planes_of(volume, annotations: Mapping[int, np.ndarray], normalisation: Normalisation) -> list[Plane]:
-    """Annotated z planes of a volume, normalised. `annotations`: z -> uint8 (Y, X)."""
+    """Annotated z planes of a volume, normalised exactly as inference will. `annotations`: z -> uint8 (Y, X)."""
     from vemray.geometry import Box
 
-    low, high = normalisation_of(volume, normalisation)
+    constants = normalisation.constants(histogram_of(volume) if normalisation.needs_histogram else None)
     out = []
     _, ny, nx = volume.shape
     for z, labels in sorted(annotations.items()):
         if not 0 <= z < volume.shape[0] or labels.shape != (ny, nx):
             raise InputError(f"the annotation of plane {z} is {labels.shape}; the volume has planes 0 to {volume.shape[0] - 1} of {(ny, nx)}.")
-        image = (volume.read(Box((z, 0, 0), (z + 1, ny, nx)))[0].astype(np.float32) - low) / max(high - low, 1e-9)
-        out.append(Plane(image, np.asarray(labels, np.uint8)))
+        image = volume.read(Box((z, 0, 0), (z + 1, ny, nx)))[0]
+        out.append(Plane(normalised(image, constants, np.empty((ny, nx), np.float32)), np.asarray(labels, np.uint8)))
     return out
 
 

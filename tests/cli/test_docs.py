@@ -1,0 +1,47 @@
+"""What the docs show runs as it stands."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vemray
+from vemray.geometry import Box, Spacing
+from vemray.ops.describe import visible
+from vemray.plan import load_recipe
+from vemray.store.volume import create
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_recipes_in_the_docs_run(page, tmp_path):
+    z, y, x = np.mgrid[:44, :64, :72]
+    ball = (z - 22) ** 2 + (y - 30) ** 2 + (x - 35) ** 2 < 19**2  # bright, and whole
+    grey = np.where(ball, 190, 80) + np.random.default_rng(0).normal(0, 9, ball.shape)
+    em = create(str(tmp_path / "cell.zarr"), ball.shape, "uint8", Spacing(8, 8, 8), shard=(128,) * 3, chunk=(64,) * 3)
+    em.write(Box.of(ball.shape), grey.astype(np.uint8))
+    snippets = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.S)
+    assert snippets
+    for i, text in enumerate(snippets):
+        (tmp_path / f"r{i}.yaml").write_text(text)
+        results = vemray.run(tmp_path / f"r{i}.yaml", tmp_path / "cell.zarr", tmp_path / f"out{i}", runner="serial", listeners=(lambda e: None,))
+        assert results.labels and results.tables and (tmp_path / f"out{i}" / "report" / "index.html").exists()
+        for name in results.labels:
+            assert results.labels[name].values.max() > 0, "the example finds something"
+
+
+def test_recipes_of_the_repository_are_recipes():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        if path.stem != "vnc_train":
+            load_recipe(path)
+
+
+def test_the_table_of_operators_is_up_to_date():
+    from vemray.cli import register_operators
+
+    register_operators()
+    listed = set(re.findall(r"^### `(\w+)`", (ROOT / "docs/operators.md").read_text(), re.M))
+    own = {n for n, c in visible().items() if c.__module__.startswith("vemray.")}
+    assert listed == own, "run docs/generate.py"
