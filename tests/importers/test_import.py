@@ -300,3 +300,119 @@ def test_real_fixtures():
                 v = volume.open(f"{path}#c=0", spacing=S)
             assert v.read(v.box).shape == v.shape
         assert state(root) == before
+
+
+def test_overwrite_removes_nothing_but_volumes(tmp_path):
+    np.save(tmp_path / "a.npy", A)
+    thesis = tmp_path / "work"
+    (thesis / "chapter").mkdir(parents=True)
+    (thesis / "chapter" / "thesis.tex").write_text("years")
+    mixed = tmp_path / "mixed.zarr"
+    import_volume(str(tmp_path / "a.npy"), str(mixed), S, **SMALL)
+    (mixed / "notes.txt").write_text("mine")
+    (tmp_path / "file.zarr").write_text("a file")
+    for target in (thesis, mixed, tmp_path / "file.zarr"):
+        before = state(target)
+        for do in (
+            lambda t=target: import_volume(str(tmp_path / "a.npy"), str(t), S, overwrite=True, **SMALL),
+            lambda t=target: volume.create(str(t), A.shape, "uint8", S, shard=(8, 16, 16), chunk=(8, 8, 8), overwrite=True),
+        ):
+            with pytest.raises(VolumeError, match="not overwritten|is a file"):
+                do()
+        assert state(target) == before
+    (tmp_path / "empty").mkdir()
+    assert import_volume(str(tmp_path / "a.npy"), str(tmp_path / "empty"), S, overwrite=True, **SMALL).shape == A.shape
+
+
+def test_overwrite_takes_what_a_killed_run_began(tmp_path):
+    v = volume.create(str(tmp_path / "v.zarr"), A.shape, "uint8", S, shard=(8, 16, 16), chunk=(8, 8, 8))
+    (tmp_path / "v.zarr" / "zarr.json").unlink()  # it is written last
+    v = volume.create(str(tmp_path / "v.zarr"), A.shape, "uint8", S, shard=(8, 16, 16), chunk=(8, 8, 8), overwrite=True)
+    assert volume.open(v.url).shape == A.shape
+    for other in ("zarr v2", "zarr v3", "ome-zarr 0.4"):
+        name, write = FORMATS[other]
+        write(tmp_path / other)
+        volume.create(str(tmp_path / other), A.shape, "uint8", S, overwrite=True)
+
+
+def test_a_failed_overwrite_leaves_the_volume_before(tmp_path):
+    root, dst = stack(tmp_path / "s"), tmp_path / "o.zarr"
+    import_volume(str(root), str(dst), S, **SMALL)
+    before = state(dst)
+    data = (root / "slice_12.tif").read_bytes()
+    (root / "slice_12.tif").write_bytes(data[: len(data) // 2])
+    with pytest.raises(VolumeError, match=r"slice_12\.tif"):
+        import_volume(str(root), str(dst), S, overwrite=True, **SMALL)
+    assert state(dst) == before and sorted(p.name for p in tmp_path.iterdir()) == ["o.zarr", "s"]
+    (root / "slice_12.tif").write_bytes(data)
+    v = import_volume(str(root), str(dst), Spacing(1, 2, 3), overwrite=True, **SMALL)
+    assert v.spacing == Spacing(1, 2, 3) and v.name == "o" and np.array_equal(v.read(v.box), A)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.zarr", "s"]
+
+
+@pytest.mark.s3
+def test_overwrite_on_s3(tmp_path, s3_url):
+    np.save(tmp_path / "a.npy", A)
+    np.save(tmp_path / "n.npy", A.astype(np.int16) - 9)
+    dst = access.join(s3_url, tmp_path.name, "over.zarr")
+    import_volume(str(tmp_path / "a.npy"), dst, S, **SMALL)
+    with pytest.raises(VolumeError, match="negative labels"):
+        import_volume(str(tmp_path / "n.npy"), dst, S, kind="labels", overwrite=True, **SMALL)
+    v = volume.open(dst)
+    assert v.spacing == S and np.array_equal(v.read(v.box), A)
+    v = import_volume(str(tmp_path / "a.npy"), dst, Spacing(1, 2, 3), overwrite=True, **SMALL)
+    assert v.spacing == Spacing(1, 2, 3) and np.array_equal(v.read(v.box), A)
+    assert access.list_names(access.join(s3_url, tmp_path.name)) == ["over.zarr"]
+    access.write_bytes(access.join(s3_url, tmp_path.name, "work", "thesis.tex"), b"years")
+    with pytest.raises(VolumeError, match="not overwritten"):
+        import_volume(str(tmp_path / "a.npy"), access.join(s3_url, tmp_path.name, "work"), S, overwrite=True, **SMALL)
+
+
+def test_a_picture_that_is_no_plane_is_refused(tmp_path):
+    root = stack(tmp_path / "s")
+    tifffile.imwrite(root / "average.tif", A[0])
+    with pytest.raises(VolumeError, match=r"average\.tif, which does not belong to the series of 19 planes named like slice_0\.tif"):
+        import_volume(str(root), str(tmp_path / "o.zarr"), S)
+    (root / "average.tif").unlink()
+    for i, name in enumerate(("z=-0.5um_1.tif", "z=0um_2.tif", "z=0.5um_3.tif")):
+        (tmp_path / "signed").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "signed" / name.replace("0um", "0.0um"), A[i])
+    assert import_volume(str(tmp_path / "signed"), str(tmp_path / "signed.zarr"), S, **SMALL).shape[0] == 3
+    (tmp_path / "words").mkdir()
+    for name in ("bottom.tif", "top.tif"):
+        tifffile.imwrite(tmp_path / "words" / name, A[0])
+    with pytest.warns(UserWarning, match=r"no numbered series.*bottom\.tif first, top\.tif last"):
+        import_volume(str(tmp_path / "words"), str(tmp_path / "words.zarr"), S, **SMALL)
+
+
+def test_labels_kept_as_floats(tmp_path):
+    np.save(tmp_path / "f.npy", A.astype(np.float32))
+    v = import_volume(str(tmp_path / "f.npy"), str(tmp_path / "f.zarr"), S, kind="labels", **SMALL)
+    assert v.dtype == "uint32" and np.array_equal(v.read(v.box), A)
+    np.save(tmp_path / "b.npy", A > 100)
+    assert import_volume(str(tmp_path / "b.npy"), str(tmp_path / "b.zarr"), S, kind="labels", **SMALL).dtype == "uint8"
+    for bad in (A + np.float32(0.5), np.where(A > 9, A, np.float32(np.nan)), A - np.float32(9), A + np.float32(2**25)):
+        np.save(tmp_path / "bad.npy", bad.astype(np.float32))
+        with pytest.raises(VolumeError, match=r"bad\.npy holds"):
+            import_volume(str(tmp_path / "bad.npy"), str(tmp_path / "bad.zarr"), S, kind="labels", **SMALL)
+        assert not (tmp_path / "bad.zarr").exists()
+
+
+def test_what_cannot_be_meant(tmp_path):
+    np.save(tmp_path / "a.npy", A)
+    with pytest.raises(VolumeError, match="'#foo' means nothing for a .npy"):
+        import_volume(f"{tmp_path / 'a.npy'}#foo", str(tmp_path / "o.zarr"), S)
+    with pytest.raises(VolumeError, match="Did you mean 'labels'"):
+        import_volume(str(tmp_path / "a.npy"), str(tmp_path / "o.zarr"), S, kind="label")
+    with pytest.raises(VolumeError, match="100 voxels is not whole chunks of 64"):
+        import_volume(str(tmp_path / "a.npy"), str(tmp_path / "o.zarr"), S, block=(100,) * 3)
+
+
+def test_a_bad_tiff_logs_nothing(tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "bad.tif").write_bytes(b"II*\0\x08\0\0\0\xff\xff" + bytes(40))
+    code = "import sys; from vemray.importers import import_volume; from vemray.geometry import Spacing; import_volume(sys.argv[1], sys.argv[2], Spacing(8, 8, 8))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "bad.tif"), str(tmp_path / "o.zarr")], capture_output=True, text=True)
+    assert done.stderr.startswith("Traceback") and "cannot be read as a TIFF" in done.stderr, done.stderr

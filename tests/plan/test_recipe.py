@@ -49,12 +49,61 @@ def step(**body):
         (changed(steps={"mask": {"op": "not", "mask": "mask"}}), "name of an input and of a step"),
         (changed(vemray=2), "vemray"),
         ({"vemray": 1}, "name"),
+        (changed(vemray=None), "Write 'vemray: 1'"),
+        ({k: v for k, v in GOOD.items() if k != "vemray"}, "must be 'vemray: 1'"),
+        (changed(steps={}), "no steps"),
+        (changed(outputs=[]), "keeps nothing"),
+        (changed(folder="x"), "unknown key 'folder'"),
+        ({**GOOD, 1: 2}, "the key 1 is not text"),
+        (changed(steps={True: {"op": "not", "mask": "mask"}}), "the key True under steps is not text"),
+        (changed(report={"image": "emm"}), "report.image names 'emm', which is neither a step nor an input"),
+        (changed(report={"overlays": {"cells": "objcts"}}), "names 'objcts', which is neither a step nor an input. Did you mean 'objects'"),
+        (changed(report={"tables": ["tabel", "table"]}), "names 'tabel', which is not a step. Did you mean 'table'"),
+        (changed(outputs=["table"], report={"overlays": {"cells": "objects"}}), "which is not kept: add it to 'outputs'"),
+        (step(op="connected_components", mask="mask", connectivity=object()), "'steps.objects.connectivity' holds something of type object"),
     ],
 )
 def test_mistakes_are_named(recipe, says, mask_url):
     with pytest.raises(RecipeError) as e:
         make_plan(recipe, {"mask": mask_url})
     assert says in str(e.value)
+
+
+def test_python_values_become_plain(tmp_path, mask_url):
+    recipe = changed(
+        steps={
+            "objects": {"op": "connected_components", "mask": "mask", "connectivity": np.int64(6)},
+            "big": {"op": "filter_objects", "labels": "objects", "largest": np.float32(2)},
+        }
+    )
+    assert make_plan(recipe, mask_url).graph.nodes["objects"].op.connectivity == 6
+    assert load_recipe(changed(about=tmp_path)).about == str(tmp_path)
+
+
+def test_files_that_are_no_recipes(tmp_path):
+    good = "vemray: 1\ninputs: {em: {}}\nsteps: {t: {op: threshold, image: em, value: 1}}\n"
+
+    def says(text, name="r.yaml"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(RecipeError) as e:
+            load_recipe(tmp_path / name)
+        assert "\n" not in str(e.value)
+        return str(e.value)
+
+    (tmp_path / "good.yaml").write_text(good)
+    assert load_recipe(tmp_path / "good.yaml").name == "good"
+    with pytest.raises(RecipeError, match="is a directory. Name a YAML file"):
+        load_recipe(tmp_path)
+    assert "r.yaml, line 4, column 1 is not valid YAML: the key 'vemray' stands twice" in says(good + "vemray: 1\n")
+    assert "the key 't' stands twice" in says(good.replace("value: 1}", "value: 1}, t: {op: not}"))
+    assert "line 1" in says("a: [1,")
+    assert "no mapping" in says("just text")
+    assert "looks like a recipe for training. Run it with: vemray train" in says("vemray: 1\nclasses: [a]\nvolumes: []\n")
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="not a text file in UTF-8"):
+        load_recipe(tmp_path / "x.yaml")
+    with pytest.raises(RecipeError, match="--set steps.t.value=.: the value, line 1.* not valid YAML"):
+        load_recipe(tmp_path / "good.yaml", ["steps.t.value=["])
 
 
 def test_sets_override(mask_url):

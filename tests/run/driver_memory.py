@@ -1,6 +1,6 @@
-"""Run as a program: how much larger this process, the driver, is after a run of many blocks than after one of few. Prints one JSON line.
+"""Run as a program: how large this process, the driver, is after a run of few blocks and after one of many. Prints one JSON line.
 
-usage: driver_memory.py FOLDER RUNNER BLOCKS BLOCKS"""
+usage: driver_memory.py FOLDER RUNNER RECIPE BLOCKS ...      RECIPE: measure (one pass) or label (two, and their evidence)"""
 
 import gc
 import json
@@ -15,13 +15,16 @@ from vemray.run.api import open_runner
 from vemray.store.volume import create
 
 EDGE = 16
+RECIPES = {
+    "measure": {"counts": {"op": "contingency", "a": "mask", "b": "mask"}},
+    "label": {"objects": {"op": "connected_components", "mask": "mask"}, "table": {"op": "measure", "labels": "objects"}},
+}
 
 
 def main() -> None:
-    folder, name, *counts = sys.argv[1:]
+    folder, name, steps, *counts = sys.argv[1:]
     runner = open_runner(name, 2, None)
-    steps = {"objects": {"op": "connected_components", "mask": "mask"}, "table": {"op": "measure", "labels": "objects"}}
-    recipe = {"vemray": 1, "name": "blocks", "inputs": {"mask": {"kind": "mask"}}, "steps": steps}
+    recipe = {"vemray": 1, "name": "blocks", "inputs": {"mask": {"kind": "mask"}}, "steps": RECIPES[steps]}
     sizes = {}
     for n in map(int, counts):
         side = round(n ** (1 / 3))

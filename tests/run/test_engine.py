@@ -269,3 +269,14 @@ def test_ctrl_c_stops_cleanly_and_resumes(mask, mask_url, tmp_path):
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(vemray.Results(out).labels["objects"].values, cc3d.connected_components(mask, connectivity=26))
     assert {e["event"] for e in read_events(str(out))} >= {"plan", "stage", "blocks", "stage_done", "end"}
+
+
+@pytest.mark.slow
+def test_the_driver_does_not_grow_with_the_volume(tmp_path):
+    """On Ray, at most 20 MB between 4,096 and 32,768 blocks. `driver_memory.py ... label ...` is the same for both passes of a labelling."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "driver_memory.py"), str(tmp_path), "ray", "measure", "4096", "32768"], capture_output=True, text=True, timeout=550
+    )
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout.splitlines()[-1]).values()
+    assert many - few <= 20, done.stderr

@@ -40,6 +40,10 @@ def _call(fn, *args):
     return fn(*args)
 
 
+# made once: each call of ray.remote() is a new function that Ray sends to every node and keeps
+_RUN, _CALL = ray.remote(_run), ray.remote(_call)
+
+
 class _Holder:
     """An actor that holds a stage's model. It runs a few blocks in threads: while one computes, others read and write."""
 
@@ -60,7 +64,7 @@ class TaskPool:
     def __init__(self, runner: RayRunner, work, memory_bytes: int):
         self.work, self.s3 = ray.put(work), _view_of(work)
         self.pending: dict[Any, tuple[int, Any]] = {}
-        self.fn = ray.remote(_run).options(
+        self.fn = _RUN.options(
             num_cpus=1, num_returns=2, memory=memory_bytes, max_retries=RETRIES, retry_exceptions=[StorageError], name=f"{work.stage}"
         )
 
@@ -194,7 +198,7 @@ class RayRunner:
     def call(self, fn, *args, returns: int = 1, cpus: int = 1) -> Any:
         """A task for `fn(*args)`. With cpus=0 it runs also while actors hold all the workers."""
         options = dict(num_cpus=cpus, num_returns=returns, max_retries=RETRIES, retry_exceptions=[StorageError])
-        return ray.remote(_call).options(**options).remote(fn, *args)
+        return _CALL.options(**options).remote(fn, *args)
 
     def ready(self, handle: Any, seconds: float) -> bool:
         return bool(ray.wait([handle], timeout=seconds)[0])

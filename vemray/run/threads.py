@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 
 #: what a worker process is started with
 WORKER_ENV = {v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")}
@@ -10,7 +12,13 @@ WORKER_ENV = {v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_N
 
 @contextlib.contextmanager
 def single_threaded():
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
+    with _libraries(len(sys.modules)).limit(limits=1):
         yield
+
+
+@functools.lru_cache(maxsize=1)
+def _libraries(modules: int):
+    """The thread pools in this process. Looking for them costs milliseconds: only again when more modules were imported."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
