@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import vemray.phantom.operators  # noqa: F401  registers `phantom`
 from vemray.errors import InputError, InterruptedRun, VemrayError
 from vemray.ops.base import ArraySpec
 from vemray.plan import Options, Plan, Recipe, Source, fuse, load_recipe, resolve

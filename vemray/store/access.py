@@ -418,6 +418,8 @@ def probe(url: str, write: bool = False) -> None:
             try:
                 with open(test, "wb") as f:
                     f.write(b"\0" * 4096)
+            except FileNotFoundError:  # such as /proc
+                raise StorageError(f"Cannot write {shown(url)}: nothing can be created there. Choose another place.") from None
             finally:
                 with contextlib.suppress(OSError):
                     os.unlink(test)
