@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vemray.errors import InputError, StorageError, VemrayError
+from vemray.errors import InputError, VemrayError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,18 +97,6 @@ def voxels(text: str | None):
     return Spacing(*size)
 
 
-def writable(out: str) -> None:
-    """StorageError at once if nothing can be written at `out`."""
-    from vemray.store import access
-
-    try:
-        access.probe(out, write=True)
-    except OSError as e:  # such as /proc, where nobody can create anything
-        raise StorageError(
-            f"Cannot write {access.shown(out)}: {(e.strerror or 'nothing can be created there').lower()}. Choose another place."
-        ) from None
-
-
 def listeners() -> tuple:
     from vemray.run.events import Bars, Lines
 
@@ -134,7 +122,6 @@ def run_(
     from vemray.run.api import run
 
     register_operators()
-    writable(out)
     results = run(
         recipe, named(volume), out, runner=runner, workers=workers, address=address, options=options(block, chunk, memory), sets=sets,
         dataset=dataset, listeners=listeners(), report=report,
@@ -248,7 +235,6 @@ def phantom(
     from vemray.run.api import run
 
     register_operators()
-    writable(out)
     parameters: dict = {"op": "phantom", "preset": preset, "seed": seed}
     if spacing := voxels(voxel_size):
         parameters["voxel_nm"] = spacing.zyx

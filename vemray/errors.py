@@ -63,6 +63,10 @@ class MissingExtra(VemrayError):
 
     def __init__(self, package: str, extra: str, why: str):
         super().__init__(f"{why} needs the package '{package}', which is not installed. Install it with: pip install 'vemray[{extra}]'")
+        self._given = (package, extra, why)
+
+    def __reduce__(self):  # it crosses processes
+        return type(self), self._given
 
 
 def nearest(word: str, words) -> str:

@@ -117,7 +117,7 @@ def test_run_status_evaluate_report(call, em, recipe, tmp_path):
 def test_status_exits_as_the_run_ended(call, tmp_path, state, code):
     (tmp_path / "ledger").mkdir()
     stages = {
-        "a": {"title": "", "blocks": 64, "all": 64, "done": 0, "state": "skipped"},
+        "a": {"title": "", "blocks": 64, "all": 64, "done": 0, "state": "kept"},
         "b": {"title": "", "blocks": 64, "all": 64, "done": 52, "state": "running", "rate_mvoxel_s": 3.0, "remaining_s": 2.9, "pass_name": "pass 1"},
         "c": {"title": "", "blocks": 64, "all": 64, "done": 0, "state": "waiting"},
     }

@@ -15,7 +15,6 @@ from vemray.errors import BlockError, BusyError, InputError, InterruptedRun, Rec
 from vemray.plan import Options
 from vemray.run.api import make_plan
 from vemray.store.ledger import Lease, StageLedger
-from vemray.store.volume import open as open_volume
 
 SMALL = Options((32, 32, 32), (32, 32, 32))
 COPY = {"a": {"op": "slow_copy", "image": "mask", "seconds": 0.0}}

@@ -16,14 +16,13 @@ CODES = {"done": 0, "running": 0, "failed": 1, "interrupted": 130, "lost": 1}
 
 def read_status(url: str) -> dict:
     """The status record; 'state' becomes 'lost' when a running one has been silent for LEASE_SECONDS."""
+    access.reach(url)
     try:
         s = read_json(access.join(url, "ledger", "status.json"))
     except FileNotFoundError:
         raise InputError(f"{url} is not the output of a run: it has no ledger/status.json.") from None
     if s["state"] == "running" and time.time() - s["beat"] > LEASE_SECONDS:
         s["state"] = "lost"
-    for stage in s.get("stages", {}).values():
-        stage["state"] = {"skipped": "kept"}.get(stage["state"], stage["state"])  # runs of vemray 0.1.0 said so
     return s
 
 
