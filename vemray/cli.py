@@ -117,6 +117,9 @@ def run_(
     memory: MemoryOption = 2.0,
     dataset: DatasetOption = None,
     report: Annotated[bool, typer.Option(help="Write the HTML report at the end.")] = True,
+    keep_intermediates: Annotated[
+        bool, typer.Option("--keep-intermediates", help="Leave in OUT/scratch what the recipe does not keep: for trying parameters.")
+    ] = False,
 ) -> None:
     """Run a recipe on volumes. Run the same command again to resume, or with changed parameters to redo only what follows."""
     from vemray.run.api import run
@@ -124,7 +127,7 @@ def run_(
     register_operators()
     results = run(
         recipe, named(volume), out, runner=runner, workers=workers, address=address, options=options(block, chunk, memory), sets=sets,
-        dataset=dataset, listeners=listeners(), report=report,
+        dataset=dataset, listeners=listeners(), report=report, keep_intermediates=keep_intermediates,
     )  # fmt: skip
     say(str(results))
 

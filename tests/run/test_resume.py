@@ -111,6 +111,16 @@ def test_a_new_measure_does_not_label_again(mask, mask_url, tmp_path):
     assert r.tables["h"].voxels.sum() == mask.size
 
 
+def test_intermediates_are_kept_on_request(mask_url, tmp_path):
+    def again(connectivity, **more):
+        steps = {**GROWN, "b": {**GROWN["b"], "connectivity": connectivity}}
+        return blocks_run(run(recipe(steps, ["b", "c"]), mask_url, tmp_path / "out", **more))
+
+    assert again(26)["a"] > 0 and not (tmp_path / "out" / "scratch").exists()
+    assert again(6, keep_intermediates=True)["a"] > 0
+    assert again(18, keep_intermediates=True)["a"] == 0
+
+
 def test_the_data_set_is_renamed(mask_url, tmp_path):
     steps = {**OBJECTS, "t": {"op": "measure", "labels": "b"}}
     assert set(run(recipe(steps), mask_url, tmp_path / "out", dataset="x").tables["t"].dataset) == {"x"}

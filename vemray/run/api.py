@@ -80,11 +80,13 @@ def run(
     dataset: str | None = None,
     listeners: tuple = (),
     report: bool = True,
+    keep_intermediates: bool = False,
 ) -> Results:
     """Run `recipe` on `volumes` into the folder or bucket `out` and return its Results.
 
     runner: None or 'ray' (local Ray with `workers` CPUs, or the cluster at `address`), 'serial', or a Runner. A run that was
-    interrupted, or whose parameters changed, does only what is missing. Raises VemrayError; the folder then says how far it came.
+    interrupted, or whose parameters changed, does only what is missing; `keep_intermediates` leaves in `out/scratch` what the recipe does
+    not keep, so that a changed parameter runs only what follows from it. Raises VemrayError; the folder then says how far it came.
     """
     out = absolute(str(out).rstrip("/"))
     plan = make_plan(recipe, volumes, options, sets)
@@ -109,7 +111,7 @@ def run(
                     raise InterruptedRun(f"stopped by the user. The same command resumes {out} where it was.")
                 pulse.check()
 
-            engine = Engine(plan, out, None if owned else runner, events, dataset, heartbeat)
+            engine = Engine(plan, out, None if owned else runner, events, dataset, heartbeat, keep_intermediates)
             need = engine.needed()
             record.update(_of_before(out, record, nothing_new=not need))
             if owned and need:  # Ray takes seconds to start: not when there is nothing to run

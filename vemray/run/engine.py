@@ -70,7 +70,8 @@ class Engine:
 
     What an output was made from is known by the content key that the stage which made it recorded: `claims`, path -> (key, record)."""
 
-    def __init__(self, plan: Plan, out: str, runner, events, dataset: str, heartbeat: Callable[[], None] = lambda: None):
+    def __init__(self, plan: Plan, out: str, runner, events, dataset: str, heartbeat: Callable[[], None] = lambda: None, keep_scratch: bool = False):
+        self.keep_scratch = keep_scratch
         self.out, self.runner, self.events, self.dataset, self.heartbeat = out.rstrip("/"), runner, events, dataset, heartbeat
         self.options: Options = plan.options
         self.plan = plan
@@ -168,7 +169,8 @@ class Engine:
             self.claims.update({path: (key, record) for path, key in record["outputs"].items()})
             self.records.append({**record, "skipped": False})
             self.events("stage_done", stage=stage.name, seconds=record["seconds"], blocks_run=tally.blocks)
-        access.remove(access.join(self.out, "scratch"))
+        if not self.keep_scratch:
+            access.remove(access.join(self.out, "scratch"))
         return self.records
 
     def _call(self, stage: Stage, fn: Callable, *args: Any, **how: Any) -> Any:
