@@ -32,7 +32,7 @@ SURFACE_COLUMNS = ("surface_area_nm2", "surface_to_volume_per_nm", "sphericity",
 class MeasureObjects(Measure):
     """One row for each label: volume, centroid, box, axes, surface and shape; with an image its intensity.
 
-    Columns. `volume_voxels`, `volume_nm3`; `centroid_{z,y,x}_nm` (of voxel centres, the first voxel of the volume at 0);
+    Columns. `volume_voxels`, `volume_nm3`; `centroid_{z,y,x}_nm` (of voxel centres, from the volume's origin);
     `bbox_{z,y,x}_{min,max}` (voxels, half open); `axis_{major,middle,minor}_nm` (full axes of the ellipsoid with the same second moments:
     2 sqrt(5 * eigenvalue) of the covariance of voxel centres); `orientation_{z,y,x}` (unit vector of the major axis, its largest component
     positive); `equivalent_diameter_nm`; `surface_area_nm2` (Crofton's formula, see ops/surface.py: no surface where the volume's border
@@ -55,7 +55,7 @@ class MeasureObjects(Measure):
     def column_names(with_image: bool) -> list[str]:
         """The table's columns, for conditions to be checked before anything is measured."""
         image = ArraySpec((1, 1, 1), "uint8", Spacing(1, 1, 1)) if with_image else None
-        return Objects.none().table((1, 1, 1), Spacing(1, 1, 1), image).column_names
+        return Objects.none().table(ArraySpec((1, 1, 1), "uint64", Spacing(1, 1, 1), "labels"), image).column_names
 
     def memory(self, labels: ArraySpec, image: ArraySpec | None = None) -> float:
         # up to 800 bytes a label while its sums are sorted: the connected components of 20 % noise, of two voxels each, with two planes of runs
@@ -84,7 +84,7 @@ class MeasureObjects(Measure):
         largest = float(np.abs(partial.extremes).max(initial=0))
         if image is not None and np.dtype(image.dtype).kind == "f" and 0 < largest < 2.0**-10:
             raise RecipeError(f"'measure' met intensities of at most {largest:.3g}, too small for sums in steps of 1e-6. Rescale the image first.")
-        return partial.table(inputs[0].shape, inputs[0].spacing, image)
+        return partial.table(inputs[0], image)
 
 
 @dataclass
@@ -199,17 +199,18 @@ class Objects:
 
     # -- the table -------------------------------------------------------------------------------------------------------------------
 
-    def table(self, shape, spacing: Spacing, image: ArraySpec | None):
+    def table(self, labels: ArraySpec, image: ArraySpec | None):
         """pyarrow.Table, rows by ascending label. Every value is computed from the object's own exact sums alone."""
         import pyarrow as pa
 
+        shape, spacing = labels.shape, labels.spacing
         nm = spacing.zyx
         count = self.narrow[:, _N]
         lo, hi = self.narrow[:, _LO], self.narrow[:, _HI]
         volume = count * spacing.voxel_nm3
         centroids, values, major = self._ellipsoid(nm)
         out = {"label": self.keys, "volume_voxels": count, "volume_nm3": volume}
-        out |= {f"centroid_{a}_nm": centroids[:, i] for i, a in enumerate("zyx")}
+        out |= {f"centroid_{a}_nm": centroids[:, i] + labels.origin_nm[i] for i, a in enumerate("zyx")}
         for i, a in enumerate("zyx"):
             out[f"bbox_{a}_min"], out[f"bbox_{a}_max"] = lo[:, i], hi[:, i] + 1
         out |= {f"axis_{name}_nm": np.sqrt(20 * np.maximum(values[:, 2 - i], 0)) for i, name in enumerate(("major", "middle", "minor"))}

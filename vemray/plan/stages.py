@@ -218,6 +218,8 @@ def peak_bytes(stage: Stage) -> int:
         read = node.op.read_box(write, grid.shape, spec.spacing) if spec else write
         held, peak = 0.0, 0.0
         for r in arrays:
+            if r in stage.target.outputs:
+                continue  # just made, and counted as written
             if r in stage.inline:
                 peak = max(peak, held + need(stage.inline[r], read))
             else:
