@@ -26,7 +26,7 @@ class Clock:
         for p in [me, *me.children(recursive=True)]:
             try:
                 t = p.cpu_times()
-                total += t.user + t.system
+                total += t.user + t.system + t.children_user + t.children_system  # of those that have ended, too
             except psutil.Error:
                 pass
         return total

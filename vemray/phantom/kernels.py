@@ -1,4 +1,6 @@
-"""Rendering: every voxel from its own coordinates alone, so that any box equals the same box of the whole, bit for bit."""
+"""Rendering: every voxel from its own coordinates alone, so that any box equals the same box of the whole, bit for bit.
+
+All in one file: numba's cache of `render` does not see a change in another."""
 
 from __future__ import annotations
 
@@ -6,19 +8,17 @@ import numpy as np
 from numba import njit
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
-RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA = 205.0, 160.0, 58.0, 138.0, 84.0
-EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 182.0, 120.0, 108.0, 106.0, 188.0
+RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 170.0, 52.0, 134.0, 66.0, 82.0
+EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 180.0, 118.0, 108.0, 102.0, 184.0
+#: lattices of the noises, nm: grain (macromolecules), patches (also the course of membranes), regions
+GRAIN, PATCH, REGION = 40.0, 120.0, 330.0
+DOTS, VESICLES = 31.0, 165.0
+BRICK = 16
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _hash(a, b, c, seed):
-    """uint64 of three integers and a seed (splitmix64's finaliser)."""
-    h = (
-        np.uint64(a) * np.uint64(0x9E3779B97F4A7C15)
-        ^ np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
-        ^ np.uint64(c) * np.uint64(0x165667B19E3779F9)
-        ^ np.uint64(seed) * np.uint64(0xD6E8FEB86659FD93)
-    )
+def _mix(h):
+    """splitmix64's finaliser."""
     h ^= h >> np.uint64(30)
     h *= np.uint64(0xBF58476D1CE4E5B9)
     h ^= h >> np.uint64(27)
@@ -27,76 +27,195 @@ def _hash(a, b, c, seed):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _uniform(a, b, c, seed):
-    return (_hash(a, b, c, seed) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+def _key(a, b, c, seed):
+    return (
+        np.uint64(a) * np.uint64(0x9E3779B97F4A7C15)
+        + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
+        + np.uint64(c) * np.uint64(0x165667B19E3779F9)
+        + np.uint64(seed) * np.uint64(0xD6E8FEB86659FD93)
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bits(h, shift, n):
+    """n bits of a hash as a number in 0..1."""
+    return float((h >> np.uint64(shift)) & np.uint64((1 << n) - 1)) / (1 << n)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _normal(a, b, c, seed):
     """About standard normal: the sum of four 16 bit uniforms of one hash."""
-    h = _hash(a, b, c, seed)
-    m = np.uint64(0xFFFF)
-    total = float(h & m) + float((h >> np.uint64(16)) & m) + float((h >> np.uint64(32)) & m) + float(h >> np.uint64(48))
-    return (total / 65536.0 - 2.0) * 1.7320508075688772
+    h = _mix(_key(a, b, c, seed))
+    return (_bits(h, 0, 16) + _bits(h, 16, 16) + _bits(h, 32, 16) + _bits(h, 48, 16) - 2.0) * 1.7320508075688772
 
 
 @njit(cache=True, nogil=True)
-def _value_noise(z, y, x, seed):
-    """Smooth noise in -1..1 with unit lattice."""
-    iz, iy, ix = int(np.floor(z)), int(np.floor(y)), int(np.floor(x))
-    fz, fy, fx = z - iz, y - iy, x - ix
-    fz, fy, fx = fz * fz * (3 - 2 * fz), fy * fy * (3 - 2 * fy), fx * fx * (3 - 2 * fx)
+def _value_noise(z, x, seed):
+    """Smooth noise in -1..1 over a plane, with unit lattice."""
+    iz, ix = int(np.floor(z)), int(np.floor(x))
+    fz, fx = z - iz, x - ix
+    fz, fx = fz * fz * (3 - 2 * fz), fx * fx * (3 - 2 * fx)
     total = 0.0
     for dz in range(2):
-        for dy in range(2):
-            w = (fz if dz else 1 - fz) * (fy if dy else 1 - fy)
-            total += w * ((1 - fx) * _uniform(iz + dz, iy + dy, ix, seed) + fx * _uniform(iz + dz, iy + dy, ix + 1, seed))
+        for dx in range(2):
+            total += (fz if dz else 1 - fz) * (fx if dx else 1 - fx) * _bits(_mix(_key(iz + dz, 0, ix + dx, seed)), 0, 32)
     return 2 * total - 1
+
+
+@njit(cache=True, nogil=True)
+def _noise(z, y, x, seed):
+    """Three independent smooth noises without direction (simplex), each of mean 0 and standard deviation 1."""
+    s = (z + y + x) / 3.0
+    fz, fy, fx = np.floor(z + s), np.floor(y + s), np.floor(x + s)
+    s = (fz + fy + fx) / 6.0
+    z, y, x = z - fz + s, y - fy + s, x - fx + s
+    key = _key(int(fz), int(fy), int(fx), seed)
+    # the order in which the path from the first to the last corner of the simplex takes the axes
+    first, last = (0 if z >= y and z >= x else (1 if y >= x else 2)), (2 if x < y and x < z else (1 if y < z else 0))
+    a, b, c = 0.0, 0.0, 0.0
+    for corner in range(4):
+        oz = corner == 3 or (corner == 1 and first == 0) or (corner == 2 and last != 0)
+        oy = corner == 3 or (corner == 1 and first == 1) or (corner == 2 and last != 1)
+        ox = corner == 3 or (corner == 1 and first == 2) or (corner == 2 and last != 2)
+        uz, uy, ux = z - oz + corner / 6.0, y - oy + corner / 6.0, x - ox + corner / 6.0
+        t = 0.5 - uz * uz - uy * uy - ux * ux
+        if t > 0:
+            h = _mix(
+                key
+                + (np.uint64(0x9E3779B97F4A7C15) if oz else np.uint64(0))
+                + (np.uint64(0xC2B2AE3D27D4EB4F) if oy else np.uint64(0))
+                + (np.uint64(0x165667B19E3779F9) if ox else np.uint64(0))
+            )
+            t *= t
+            t *= t
+            m = np.uint64(127)
+            a += t * ((float(h & m) - 63.5) * uz + (float((h >> np.uint64(7)) & m) - 63.5) * uy + (float((h >> np.uint64(14)) & m) - 63.5) * ux)
+            h >>= np.uint64(21)
+            b += t * ((float(h & m) - 63.5) * uz + (float((h >> np.uint64(7)) & m) - 63.5) * uy + (float((h >> np.uint64(14)) & m) - 63.5) * ux)
+            h >>= np.uint64(21)
+            c += t * ((float(h & m) - 63.5) * uz + (float((h >> np.uint64(7)) & m) - 63.5) * uy + (float((h >> np.uint64(14)) & m) - 63.5) * ux)
+    return 4.2 * a, 4.2 * b, 4.2 * c
+
+
+@njit(cache=True, nogil=True)
+def _dots(z, y, x, many, seed):
+    """Depth (0..1) in small balls of radius 0.45 strewn over unit cells, `many` (0..1) of them there."""
+    iz, iy, ix = int(np.floor(z - 0.5)), int(np.floor(y - 0.5)), int(np.floor(x - 0.5))
+    total = 0.0
+    for oz in range(2):
+        for oy in range(2):
+            for ox in range(2):
+                h = _mix(_key(iz + oz, iy + oy, ix + ox, seed))
+                uz, uy, ux = iz + oz + _bits(h, 0, 10) - z, iy + oy + _bits(h, 10, 10) - y, ix + ox + _bits(h, 20, 10) - x
+                t = 1.0 - (uz * uz + uy * uy + ux * ux) * 4.9
+                if t > 0:
+                    total += t * (2 - t) * min(1.0, max(0.0, (many - _bits(h, 30, 10)) * 5.0)) * (0.6 + 0.4 * _bits(h, 40, 10))
+    return min(1.0, total)
+
+
+@njit(cache=True, nogil=True)
+def _vesicle(z, y, x, many, seed):
+    """(distance in nm, kind 0..1) to the surface of a small vesicle, one at most in each cell of a lattice that is turned against the axes."""
+    a, b, c = (0.36 * z + 0.48 * y - 0.8 * x) / VESICLES, (-0.8 * z + 0.6 * y) / VESICLES, (0.48 * z + 0.64 * y + 0.6 * x) / VESICLES
+    fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
+    h = _mix(_key(int(fa), int(fb), int(fc), seed))
+    if _bits(h, 0, 10) > many:
+        return 1e9, 0.0
+    r = 0.11 + 0.17 * _bits(h, 10, 10) ** 2
+    free = 0.9 - 2 * r
+    a, b, c = (
+        a - fa - 0.5 - free * (_bits(h, 20, 10) - 0.5),
+        b - fb - 0.5 - free * (_bits(h, 30, 10) - 0.5),
+        c - fc - 0.5 - free * (_bits(h, 40, 10) - 0.5),
+    )
+    return (np.sqrt(a * a + b * b + c * c) - r) * VESICLES, _bits(h, 50, 10)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _filled(d, w):
-    """Share of a voxel of width w on the inner side of a surface at signed distance d."""
-    return min(1.0, max(0.0, 0.5 - d / w))
+    """Share of a blurred voxel (w: the whole width of the blur) on the inner side of a surface at signed distance d."""
+    t = min(1.0, max(0.0, 0.5 - d / w))
+    return t * t * (3 - 2 * t)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _sheet(d, t, w):
-    """Share of a voxel of width w taken by a sheet of thickness t at distance d."""
-    return max(0.0, min(d + w / 2, t / 2) - max(d - w / 2, -t / 2)) / w
+    """Share of it taken by a sheet of thickness t at distance d."""
+    return _filled(d - t / 2, w) - _filled(d + t / 2, w)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _width(blur, tilt):
+    """Width of the blur across a surface whose normal has the square `tilt` along z: what lies flat in the slice is smeared more."""
+    return np.sqrt(blur[0] * blur[0] * (1 - tilt) + blur[1] * blur[1] * tilt)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _sine(t):
+    """(sin, cos) within 1e-7."""
+    n = np.rint(t * 0.3183098861837907)
+    r = t - n * 3.141592653589793
+    q = r * r
+    s = r * (1 + q * (-1 / 6 + q * (1 / 120 + q * (-1 / 5040 + q * (1 / 362880 - q / 39916800)))))
+    c = 1 + q * (-1 / 2 + q * (1 / 24 + q * (-1 / 720 + q * (1 / 40320 - q / 3628800))))
+    sign = 1.0 - 2.0 * (int(n) & 1)
+    return sign * s, sign * c
 
 
 @njit(cache=True, nogil=True)
-def _waves(z, y, x, waves):
+def _waves(z, y, x, waves, d):
+    """d minus the waves; exact where its sign is at stake."""
     s = 0.0
     for i in range(len(waves)):
-        s += waves[i, 0] * np.sin(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])
-    return s
+        s += waves[i, 0] * _sine(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])[0]
+    if abs(d - s) < 0.01:
+        s = 0.0
+        for i in range(len(waves)):
+            s += waves[i, 0] * np.sin(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])
+    return d - s
 
 
 @njit(cache=True, nogil=True)
-def _cell(z, y, x, half, waves):
+def _level(z, y, x, waves):
+    """About the signed distance (nm) to where a sum of waves vanishes, and the square of its normal's z."""
+    s, gz, gy, gx = 0.0, 0.0, 0.0, 0.0
+    for i in range(len(waves)):
+        sin, cos = _sine(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])
+        s += waves[i, 0] * sin
+        gz += waves[i, 0] * waves[i, 1] * cos
+        gy += waves[i, 0] * waves[i, 2] * cos
+        gx += waves[i, 0] * waves[i, 3] * cos
+    g = max(gz * gz + gy * gy + gx * gx, 3e-5)
+    return s / np.sqrt(g), gz * gz / g
+
+
+@njit(cache=True, nogil=True)
+def _cell(z, y, x, half, waves, reach):
+    """(distance to the cell, square of the normal's z); beyond `reach` the waves are left out."""
     a, b, c = z / half[0], y / half[1], x / half[2]
     q = np.sqrt(a * a + b * b + c * c)
     a, b, c = a / half[0], b / half[1], c / half[2]
-    scale = np.sqrt(a * a + b * b + c * c)
-    d = q * (q - 1) / max(scale, 1e-9)
-    return d if abs(d) > 900.0 else d - _waves(z, y, x, waves)
+    scale = max(np.sqrt(a * a + b * b + c * c), 1e-9)
+    d = q * (q - 1) / scale
+    return (d, 0.0) if abs(d) > reach else (_waves(z, y, x, waves, d), (a / scale) ** 2)
 
 
 @njit(cache=True, nogil=True)
-def _nucleus(z, y, x, lobes, waves):
-    a = np.sqrt((z - lobes[0, 0]) ** 2 + (y - lobes[0, 1]) ** 2 + (x - lobes[0, 2]) ** 2) - lobes[0, 3]
-    b = np.sqrt((z - lobes[1, 0]) ** 2 + (y - lobes[1, 1]) ** 2 + (x - lobes[1, 2]) ** 2) - lobes[1, 3]
+def _nucleus(z, y, x, lobes, waves, reach):
+    p = np.sqrt((z - lobes[0, 0]) ** 2 + (y - lobes[0, 1]) ** 2 + (x - lobes[0, 2]) ** 2)
+    q = np.sqrt((z - lobes[1, 0]) ** 2 + (y - lobes[1, 1]) ** 2 + (x - lobes[1, 2]) ** 2)
+    a, b = p - lobes[0, 3], q - lobes[1, 3]
     h = min(1.0, max(0.0, 0.5 + 0.5 * (b - a) / 120.0))
     d = b * (1 - h) + a * h - 120.0 * h * (1 - h)
-    return d if abs(d) > 600.0 else d - _waves(z, y, x, waves)
+    if abs(d) > reach:
+        return d, 0.0
+    return _waves(z, y, x, waves, d), ((z - lobes[0, 0]) / p * h + (z - lobes[1, 0]) / q * (1 - h)) ** 2
 
 
 @njit(cache=True, nogil=True)
 def _tube(z, y, x, segments, near, n_near, label_skip):
-    """(distance, label, arc length, offset across) to the nearest tube's surface; tubes of `label_skip` are left out."""
-    best, label, arc, across = 1e9, 0, 0.0, 0.0
+    """(distance, label, arc length, offset across, square of the normal's z) to the nearest tube's surface, those of `label_skip` left out."""
+    best, label, arc, across, tilt = 1e9, 0, 0.0, 0.0, 0.0
     for j in range(n_near):
         s = segments[near[j]]
         if s[7] == label_skip:
@@ -106,13 +225,15 @@ def _tube(z, y, x, segments, near, n_near, label_skip):
         length2 = uz * uz + uy * uy + ux * ux
         t = min(1.0, max(0.0, (pz * uz + py * uy + px * ux) / length2))
         qz, qy, qx = pz - t * uz, py - t * uy, px - t * ux
-        d = np.sqrt(qz * qz + qy * qy + qx * qx) - s[6]
+        r = np.sqrt(qz * qz + qy * qy + qx * qx)
+        d = r - s[6]
         if d < best:
             best, label = d, int(s[7])
             along = (pz * uz + py * uy + px * ux) / np.sqrt(length2)
             arc = s[8] + along
             across = qz * s[9] + qy * s[10] + qx * s[11]
-    return best, label, arc, across
+            tilt = (qz / max(r, 1e-9)) ** 2
+    return best, label, arc, across, tilt
 
 
 @njit(cache=True, nogil=True)
@@ -135,92 +256,50 @@ def _culled(items, radius_at, lo, hi, margin, ends, out):
 
 
 @njit(cache=True, nogil=True)
-def render(
-    start,
-    shape,
-    spacing,
-    centre,
-    half,
-    waves_cell,
-    lobes,
-    waves_nucleus,
-    nucleoli,
-    segments,
-    spheres,
-    waves_er,
-    seed,
-    sigma,
-    em,
-    cell,
-    nucleus,
-    mito,
-    lysosome,
-):
-    """Fill em (uint8), cell and nucleus (bool), mito and lysosome (uint64 labels), all of `shape`, for the box that begins at voxel `start`."""
+def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, lysosome):
+    """Fill em (uint8), cell and nucleus (bool), mito and lysosome (uint64 labels), all of `shape`, for the box that begins at voxel `start`.
+    `scene`: centre, half_axes, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er."""
+    centre, segments, spheres = scene[0], scene[6], scene[7]
     nz, ny, nx = shape
-    brick = 16
-    w = max(spacing[0], spacing[1], spacing[2]) * 1.15  # the beam and the slice blur a little more than a voxel
-    curtain = np.zeros((brick, brick))
+    # width of the blur within the slice and across it (voxel and beam; electrons come from some depth below the face), and what it leaves of fine texture
+    across, along = 4.47 * np.hypot(0.289 * max(spacing[1], spacing[2]), 4.0), 4.47 * np.hypot(0.289 * spacing[0], 6.0)
+    most = max(across, along)
+    blur = (across, along, most, 1 / (1 + (most / 62.0) ** 2), 1 / (1 + (most / 190.0) ** 2), min(1.0, max(0.0, (56.0 - most) / 24.0)))
     near_seg, near_sph = np.zeros(max(1, len(segments)), np.int64), np.zeros(max(1, len(spheres)), np.int64)
+    reach = (min(900.0, scene[2][:, 0].sum() + max(160.0, most)), min(600.0, scene[4][:, 0].sum() + max(260.0, 2 * most)))
+    curtain, white = np.zeros((BRICK, BRICK)), np.zeros((BRICK + 2, BRICK + 2))
     lo, hi = np.zeros(3), np.zeros(3)
-    for bz in range(0, nz, brick):
-        for by in range(0, ny, brick):
-            for bx in range(0, nx, brick):
-                ez, ey, ex = min(bz + brick, nz), min(by + brick, ny), min(bx + brick, nx)
-                lo[0], lo[1], lo[2] = (
-                    (start[0] + bz) * spacing[0] - centre[0],
-                    (start[1] + by) * spacing[1] - centre[1],
-                    (start[2] + bx) * spacing[2] - centre[2],
-                )
-                hi[0], hi[1], hi[2] = (
-                    (start[0] + ez - 1) * spacing[0] - centre[0],
-                    (start[1] + ey - 1) * spacing[1] - centre[1],
-                    (start[2] + ex - 1) * spacing[2] - centre[2],
-                )
-                n_seg = _culled(segments, 6, lo, hi, 2 * w + 60.0, 2, near_seg)
-                n_sph = _culled(spheres, 3, lo, hi, 2 * w + 30.0, 1, near_sph)
+    for bz in range(0, nz, BRICK):
+        for by in range(0, ny, BRICK):
+            for bx in range(0, nx, BRICK):
+                ez, ey, ex = min(bz + BRICK, nz), min(by + BRICK, ny), min(bx + BRICK, nx)
+                for a, first, end in ((0, bz, ez), (1, by, ey), (2, bx, ex)):
+                    lo[a] = (start[a] + first) * spacing[a] - centre[a]
+                    hi[a] = (start[a] + end - 1) * spacing[a] - centre[a]
+                n_seg = _culled(segments, 6, lo, hi, most + 70.0, 2, near_seg)
+                n_sph = _culled(spheres, 3, lo, hi, most + 70.0, 1, near_sph)
                 for i in range(bz, ez):  # curtains run along the beam (y): stripes of x that live for some slices
                     for k in range(bx, ex):
                         gz, gx = start[0] + i, start[2] + k
-                        curtain[i - bz, k - bx] = 2.2 * _value_noise(gz / 6.0, 0.0, gx / 2.5, seed + 21) + 2.4 * _value_noise(
-                            gz / 15.0, 0.0, gx / 11.0, seed + 22
-                        )
+                        fine, broad = _value_noise(gz / 6.0, gx / 2.5, seed + 21), _value_noise(gz / 15.0, gx / 11.0, seed + 22)
+                        curtain[i - bz, k - bx] = 1.1 * fine + 1.8 * broad
                 for i in range(bz, ez):
                     gz = start[0] + i
                     z = gz * spacing[0] - centre[0]
                     # slice-to-slice brightness: slow drift and a jump from slice to slice
-                    drift = 4.0 * _value_noise(gz / 23.0, 0.0, 0.0, seed + 11) + 1.6 * _normal(gz, 1, 0, seed + 12)
+                    drift = 4.0 * _value_noise(gz / 23.0, 0.0, seed + 11) + 1.4 * _normal(gz, 1, 0, seed + 12)
+                    for j in range(by - 1, ey + 1):
+                        for k in range(bx - 1, ex + 1):
+                            white[j - by + 1, k - bx + 1] = _normal(gz, start[1] + j, start[2] + k, seed + 31)
                     for j in range(by, ey):
-                        gy = start[1] + j
-                        y = gy * spacing[1] - centre[1]
-                        last = _normal(gz, gy, start[2] + bx - 1, seed + 31)
+                        y = (start[1] + j) * spacing[1] - centre[1]
                         for k in range(bx, ex):
-                            gx = start[2] + k
-                            x = gx * spacing[2] - centre[2]
-                            value, d_cell, d_nucleus, label = _structure(
-                                z,
-                                y,
-                                x,
-                                w,
-                                half,
-                                waves_cell,
-                                lobes,
-                                waves_nucleus,
-                                nucleoli,
-                                segments,
-                                near_seg,
-                                n_seg,
-                                spheres,
-                                near_sph,
-                                n_sph,
-                                waves_er,
-                                seed,
-                            )
-                            # shot noise grows with the signal; neighbours on the scan line share a little
-                            fresh = _normal(gz, gy, gx, seed + 31)
-                            noise = (fresh + 0.3 * last) / 1.044
-                            last = fresh
-                            grey = value + drift + curtain[i - bz, k - bx] + sigma * np.sqrt((value + 60.0) / 220.0) * noise
+                            x = (start[2] + k) * spacing[2] - centre[2]
+                            value, d_cell, d_nucleus, label = _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, seed)
+                            # shot noise grows with the signal; neighbours share a little, those on the scan line more
+                            m, n = j - by + 1, k - bx + 1
+                            noise = white[m, n] + 0.32 * (white[m, n - 1] + white[m, n + 1]) + 0.2 * (white[m - 1, n] + white[m + 1, n])
+                            grey = value + drift + curtain[i - bz, k - bx] + sigma * np.sqrt((value + 60.0) / 220.0) * noise / 1.134
                             em[i, j, k] = np.uint8(min(255.0, max(0.0, np.rint(grey))))
                             cell[i, j, k] = d_cell < 0
                             nucleus[i, j, k] = d_nucleus < 0
@@ -232,87 +311,128 @@ def render(
 
 
 @njit(cache=True, nogil=True)
-def _structure(z, y, x, w, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, near_seg, n_seg, spheres, near_sph, n_sph, waves_er, seed):
-    """(grey, distance to the cell, distance to the nucleus, label of the mitochondrion) at a point, averaged over a voxel of width w."""
-    d_cell = _cell(z, y, x, half, waves_cell)
-    if d_cell > 3 * w:
+def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, seed):
+    """(grey, distance to the cell, distance to the nucleus, label of the mitochondrion) at a point, averaged over a blurred voxel."""
+    _, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er = scene
+    most = blur[2]
+    d_cell, tilt_cell = _cell(z, y, x, half, waves_cell, reach[0])
+    if d_cell > most:
         return RESIN, d_cell, 1e9, 0
-    d_nucleus = _nucleus(z, y, x, lobes, waves_nucleus)
-    grain = min(1.0, 30.0 / w)  # ribosomes and filaments average out in large voxels
-    texture = 9.0 * _value_noise(z / 95.0, y / 95.0, x / 95.0, seed + 41) + 24.0 * grain * _value_noise(z / 34.0, y / 34.0, x / 34.0, seed + 42)
-    label = 0
-    if d_nucleus < 2 * w and d_nucleus < -2 * w - 60.0:
-        value = _chromatin(z, y, x, d_nucleus, w, nucleoli, texture, seed)
-        return value, d_cell, d_nucleus, 0
-    value = CYTOSOL + texture
-    # endoplasmic reticulum: sheets and tubules where two wave fields vanish, two membranes around a lumen
-    field = _waves(z, y, x, waves_er)
-    where = _value_noise(z / 700.0, y / 700.0, x / 700.0, seed + 51)
-    there = min(1.0, max(0.0, (where + 0.4) * 3.0)) * min(1.0, max(0.0, (-d_cell - 120.0) / 80.0)) * min(1.0, max(0.0, (d_nucleus - 60.0) / 60.0))
-    if there > 0.02:
-        d_er = abs(field) * 62.0 - 24.0  # field's slope is about 1 / 62 nm
-        value += there * ((LUMEN - value) * 0.5 * _filled(d_er, w) + (MEMBRANE - value) * 0.8 * _sheet(d_er, 11.0, w))
+    d_nucleus, tilt_nucleus = _nucleus(z, y, x, lobes, waves_nucleus, reach[1])
+    grain, patch = _noise(z / GRAIN, y / GRAIN, x / GRAIN, seed + 42), _noise(z / PATCH, y / PATCH, x / PATCH, seed + 41)
+    region = _noise(z / REGION, y / REGION, x / REGION, seed + 51)
+    if d_nucleus < -most - 80.0:
+        return _chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region), d_cell, d_nucleus, 0
+    # membranes: darker and fainter, thicker and thinner, a little undulating along their course
+    dark, thick, wobble = min(1.0, max(0.4, 0.8 + 0.17 * patch[1])), 9.5 + 1.5 * patch[0], min(7.0, max(-7.0, 3.0 * patch[2]))
+    d_tube, found, arc, across, tilt_tube = _tube(z, y, x, segments, near_seg, n_seg, 0)
+    d_ball, ball = 1e9, -1
     for m in range(n_sph):
         s = spheres[near_sph[m]]
         d = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3]
-        if d < 2 * w:
-            inside = _filled(d, w)
-            if s[4] == 0:
-                body = LYSOSOME + 14.0 * _value_noise(z / 120.0, y / 120.0, x / 120.0, int(s[5])) + 0.4 * texture
-                value += (body - value) * inside + (MEMBRANE - value) * _sheet(d, 9.0, w)
-            else:
-                value += (LUMEN - value) * 0.8 * inside + (MEMBRANE - value) * _sheet(d, 10.0, w)
-    d, found, arc, across = _tube(z, y, x, segments, near_seg, n_seg, 0)
-    if d < 2 * w:
-        if d < 0:
-            label = found
-        value += (_mitochondrion(z, y, x, d, arc, across, w, texture, found, seed) - value) * _filled(d, w)
-        outer = _sheet(d + 5.0, 14.0, w)
-        inner = _sheet(d + 28.0, 12.0, w)
-        value += (MEMBRANE - value) * min(1.0, outer + inner)
+        if d < d_ball:
+            d_ball, ball = d, near_sph[m]
+    label = found if d_tube < 0 else 0
+    value = CYTOSOL
+    if d_tube > -most - 45.0 and d_ball > -most - 45.0:
+        # endoplasmic reticulum: cisternae with closed rims, and vesicles; they keep clear of the larger organelles and follow their outlines
+        d_er, tilt = _level(z, y, x, waves_er)
+        shut = max(0.0, -0.25 - region[0]) * 110.0
+        d = np.sqrt((d_er + wobble) ** 2 + shut * shut) - 17.0 - 4.0 * patch[0]
+        d_vesicle, kind = _vesicle(z, y, x, 0.42 + 0.2 * region[1], seed + 52)
+        if d_vesicle < d:
+            d, tilt = d_vesicle + 0.5 * wobble, 0.33
+        d = max(d, 14.0 - d_tube, 14.0 - d_ball, 24.0 - d_nucleus, 30.0 + d_cell)
+        value = _cytosol(z, y, x, d, kind, tilt, dark, blur, grain, patch, region, seed)
+    if d_ball < most:
+        s = spheres[ball]
+        w = _width(blur, ((z - s[0]) / max(d_ball + s[3], 1e-9)) ** 2)
+        if s[4] == 0:
+            d = d_ball + 8.0 + 2.2 * wobble if wobble > -3.6 else d_ball  # dented: the outline stays within the label
+            value += (_lysosome(d, blur, grain, patch, region, s[5]) - value) * _filled(d, w)
+        else:
+            d = d_ball + wobble
+            value += (LUMEN + 5.0 * patch[0] - value) * 0.9 * _filled(d, w)
+        value += (MEMBRANE - value) * dark * _sheet(d + 4.0, thick, w)
+    if d_tube < most:
+        w, d = _width(blur, tilt_tube), d_tube + 0.6 * wobble
+        value += (_mitochondrion(d, arc, across, blur, grain, patch, region, found, seed) - value) * _filled(d, w)
+        value += (MEMBRANE - value) * dark * min(1.0, _sheet(d + 4.0, 9.0, w) + _sheet(d + 24.0 + 2.0 * patch[0], 9.0, w))
         # the membrane of a touching neighbour
-        e, other, _, _ = _tube(z, y, x, segments, near_seg, n_seg, found)
-        if e < 2 * w:
-            value += (MEMBRANE - value) * min(1.0, _sheet(e + 5.0, 14.0, w) + _sheet(e + 28.0, 12.0, w))
+        e, _, _, _, tilt_tube = _tube(z, y, x, segments, near_seg, n_seg, found)
+        if e < most:
+            w = _width(blur, tilt_tube)
+            value += (MEMBRANE - value) * dark * min(1.0, _sheet(e + 4.0, 9.0, w) + _sheet(e + 24.0, 9.0, w))
     # nuclear envelope: outer and inner membrane with the perinuclear space between them
-    if d_nucleus < 2 * w:
-        inside = _filled(d_nucleus, w)
-        value += (_chromatin(z, y, x, d_nucleus, w, nucleoli, texture, seed) - value) * inside
-        value += (LUMEN - value) * 0.7 * _sheet(d_nucleus + 22.0, 26.0, w)
-        value += (MEMBRANE - value) * min(1.0, _sheet(d_nucleus + 5.0, 10.0, w) + _sheet(d_nucleus + 40.0, 12.0, w))
+    if d_nucleus < most:
+        w, d, gap = _width(blur, min(1.0, tilt_nucleus)), d_nucleus + 0.7 * wobble, 34.0 + 5.0 * patch[0] + 3.0 * region[2]
+        value += (_chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region) - value) * _filled(d, w)
+        value += (LUMEN - value) * 0.9 * _sheet(d + gap / 2 + 4.0, gap, w)
+        value += (MEMBRANE - value) * dark * min(1.0, _sheet(d + 4.0, 8.5, w) + _sheet(d + gap + 4.0, 10.0, w))
     # plasma membrane and the resin beyond
-    outside = 1 - _filled(d_cell, w)
-    value += (RESIN - value) * outside
-    value += (MEMBRANE - value) * _sheet(d_cell + 4.0, 11.0, w)
+    w, d = _width(blur, tilt_cell), d_cell + 0.7 * wobble
+    value += (RESIN - value) * (1 - _filled(d, w))
+    value += (MEMBRANE - value) * min(1.0, dark + 0.1) * _sheet(d + 4.0, thick, w)
     return value, d_cell, d_nucleus, label
 
 
 @njit(cache=True, nogil=True)
-def _chromatin(z, y, x, d, w, nucleoli, texture, seed):
-    """Euchromatin with clumps of heterochromatin, a rim of it under the envelope, and nucleoli."""
-    clump = _value_noise(z / 330.0, y / 330.0, x / 330.0, seed + 61) + 0.5 * _value_noise(z / 140.0, y / 140.0, x / 140.0, seed + 62)
-    rim = max(0.0, 1.0 - abs(d + 85.0) / 75.0) * (0.7 + 0.5 * _value_noise(z / 240.0, y / 240.0, x / 240.0, seed + 63))
-    dense = min(1.0, max(0.0, (clump - 0.32) * 2.6) + max(0.0, rim))
-    value = EUCHROMATIN + 0.8 * texture + (HETEROCHROMATIN - EUCHROMATIN) * dense
-    for m in range(len(nucleoli)):
-        s = nucleoli[m]
-        e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (
-            1 + 0.25 * _value_noise(z / 260.0, y / 260.0, x / 260.0, seed + 64)
-        )
-        value += (NUCLEOLUS + 12.0 * clump + 0.6 * texture - value) * _filled(e, max(w, 60.0))
+def _cytosol(z, y, x, d, kind, tilt, dark, blur, grain, patch, region, seed):
+    """Ground substance with ribosomes, some in clusters, many on the membranes; and a membranous profile at distance d."""
+    w = _width(blur, tilt)
+    value = CYTOSOL + (7.0 * grain[0] - 5.0 * abs(grain[1])) * blur[3] + (4.0 * patch[0] + 3.0 * region[2]) * blur[4]
+    many = min(0.9, max(0.1, 0.5 + 0.15 * patch[2] + 0.12 * region[1]))
+    rough = _sheet(d - 14.0, 22.0, 14.0) if kind == 0.0 else 0.0
+    some = many + (0.9 - many) * 0.7 * rough
+    if blur[5] < 1.0:
+        value += (RIBOSOME - value) * 0.23 * some * (1 - blur[5])
+    if blur[5] > 0.0:
+        value += (RIBOSOME - value) * 0.85 * blur[5] * _dots(z / DOTS, y / DOTS, x / DOTS, some, seed + 43)
+    if d < w:
+        body = LUMEN if kind < 0.75 else 128.0
+        value += (body + 6.0 * grain[2] * blur[3] - value) * 0.9 * _filled(d, w) + (MEMBRANE + 12.0 - value) * 0.9 * dark * _sheet(d, 8.5, w)
     return value
 
 
 @njit(cache=True, nogil=True)
-def _mitochondrion(z, y, x, d, arc, across, w, texture, label, seed):
-    """Matrix with lamellar cristae, across the tube, tilted and broken."""
-    value = MATRIX + 0.5 * texture
-    if d < -36.0:
-        bend = 34.0 * _value_noise(z / 150.0, y / 150.0, x / 150.0, seed + 71)
-        period = 84.0
-        s = (arc + 0.45 * across + bend + 31.0 * label) / period
-        gap = abs(s - np.floor(s) - 0.5) * period
-        there = _value_noise(z / 190.0, y / 190.0, x / 190.0, seed + 72 + label)
-        if there > -0.45:
-            value += (CRISTA - value) * 0.95 * _sheet(gap, 24.0, w)
+def _lysosome(d, blur, grain, patch, region, seed):
+    """Dense and mottled, some with light vacuoles."""
+    value = LYSOSOME + 9.0 * (seed % 2.0) + (8.0 * grain[1]) * blur[3] + (8.0 * patch[0] + 4.0 * region[1]) * blur[4]
+    if seed % 3.0 == 0.0:
+        value += 46.0 * min(1.0, max(0.0, patch[1] - 0.9)) * _filled(d + 40.0, 40.0)
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _chromatin(z, y, x, d, blur, nucleoli, grain, patch, region):
+    """Euchromatin with fuzzy clumps of heterochromatin, an irregular rim of it under the envelope, and nucleoli."""
+    clump = region[0] + 0.5 * patch[0] + 0.3 * grain[0] * blur[3]
+    thick = max(12.0, 52.0 + 30.0 * region[1] + 16.0 * patch[1] + 6.0 * grain[1])
+    rim = _filled(-d - 44.0 - thick, 70.0)
+    dense = 1 - (1 - _filled(1.25 - clump, 1.1)) * (1 - rim)
+    fibres = (9.0 * grain[1] + 7.0 * grain[0] - 9.0 * abs(grain[2])) * blur[3]
+    value = EUCHROMATIN + fibres + 5.0 * patch[2] * blur[4] + (HETEROCHROMATIN - EUCHROMATIN) * dense
+    for m in range(len(nucleoli)):
+        s = nucleoli[m]
+        e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (1 + 0.1 * region[1]) + 18.0 * patch[1] + 8.0 * grain[1]
+        if e < 100.0:
+            body = NUCLEOLUS + 1.1 * fibres + 6.0 * patch[0] + 22.0 * _filled(1.2 - patch[2] - 0.3 * grain[0], 0.8)
+            value += (body - value) * _filled(e, max(blur[2], 50.0))
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _mitochondrion(d, arc, across, blur, grain, patch, region, label, seed):
+    """Granular matrix with lamellar cristae, bent, tilted, of varying contrast; most reach in from one side only."""
+    value = MATRIX + (9.0 * grain[0] - 6.0 * abs(grain[1])) * blur[3] + 4.0 * patch[2] * blur[4]
+    if d < -24.0:
+        period = 68.0
+        s = (arc + 0.4 * across + 11.0 * region[0] + 9.0 * patch[1] + 31.0 * label) / period
+        n = np.floor(s)
+        h = _mix(_key(int(n), label, 0, seed + 71))
+        gap = (s - n - 0.5 - 0.44 * (_bits(h, 0, 10) - 0.5)) * period
+        side = 1.0 if h & np.uint64(1 << 40) else -1.0
+        there = _filled((_bits(h, 20, 10) - 0.62) * 420.0 - side * across - 25.0 * patch[0], 50.0)
+        faint = min(1.0, max(0.35, 0.5 + 0.5 * _bits(h, 30, 10) + 0.12 * patch[1]))
+        value += (CRISTA - value) * faint * there * _sheet(gap, 19.0 + 3.0 * patch[0], max(blur[0], 18.0))
     return value

@@ -18,10 +18,11 @@ def render(scene: Scene, box: Box) -> dict[str, np.ndarray]:
     shape = box.shape
     em, cell, nucleus = np.zeros(shape, np.uint8), np.zeros(shape, bool), np.zeros(shape, bool)
     mito, lysosome = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
-    kernels.render(
-        np.array(box.start, np.int64), shape, np.array(scene.spacing.zyx), scene.centre, scene.half_axes, scene.waves_cell, scene.lobes,
-        scene.waves_nucleus, scene.nucleoli, scene.segments, scene.spheres, scene.waves_er, scene.seed * 1000, NOISE, em, cell, nucleus, mito, lysosome,
+    parts = (
+        scene.centre, scene.half_axes, scene.waves_cell, scene.lobes, scene.waves_nucleus, scene.nucleoli, scene.segments, scene.spheres, scene.waves_er
     )  # fmt: skip
+    start, spacing = np.array(box.start, np.int64), np.array(scene.spacing.zyx)
+    kernels.render(start, shape, spacing, parts, scene.seed * 1000, NOISE, em, cell, nucleus, mito, lysosome)
     return {"em": em, "cell": cell, "nucleus": nucleus, "mitochondria": mito, "lysosomes": lysosome}
 
 

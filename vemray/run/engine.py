@@ -222,7 +222,9 @@ class Engine:
         self.events("stage", stage=stage.name, title=stage.title, pass_name=name, blocks=len(grid), done=before)
         counts = tuple(-(-n // SIDE) for n in grid.counts)
         tree = Tree(counts, lambda fn, *args: self._call(stage, fn, *args))
-        pool = self.runner.pool(work, stage.memory_bytes, actors=stage.holds_model and isinstance(work, ModelWork))
+        actors = stage.holds_model and isinstance(work, ModelWork)
+        pool = self.runner.pool(work, stage.memory_bytes, actors)
+        save = {"returns": 2, "cpus": 0 if actors else 1}  # actors hold all the workers until the last block
         open_groups: dict[Int3, dict[int, Any]] = {}
         group_of: dict[int, tuple[Int3, list[int]]] = {}
         saving: list[tuple[Any, int]] = []
@@ -251,7 +253,7 @@ class Engine:
                 if len(open_groups[coords]) == len(indices):
                     parts = open_groups.pop(coords)
                     cells = [grid.coords(i) for i in indices]
-                    done, merged = self._call(stage, save_group, groups, coords, cells, *[parts[i] for i in indices], returns=2, cpus=0)
+                    done, merged = self._call(stage, save_group, groups, coords, cells, *[parts[i] for i in indices], **save)
                     saving.append((done, len(indices)))
                     tree.add(coords, merged)
                 rate = (finished - before) / max(1e-6, time.time() - t0)
