@@ -261,20 +261,19 @@ def watershed_h(volume: str, out: str) -> dict:
     return _watershed(volume, out, False, {"height": 8.0})
 
 
-def _network(folder: str):
-    """The pinned network: a 2D U-Net with 16 base channels, of no training; and its file."""
+def _network(folder: str) -> str:
+    """The file of the pinned network: a 2D U-Net with 16 base channels, of no training."""
     import torch
 
     from vemray.models.files import Facts, Normalisation, save_native
     from vemray.models.networks import UNet
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     net = UNet(2, base=16, depth=3)
     path = f"{folder}.vemray"
     fixed = Normalisation(method="fixed", low=0, high=255)
     save_native(path, net, Facts(classes=["background", "a"], dims=2, voxel_nm=(8, 8, 8), stride=net.stride, halo=net.halo, normalisation=fixed))
-    return net.eval().to(memory_format=torch.channels_last), path
+    return path
 
 
 def _planes(volume: str) -> str:
@@ -294,25 +293,29 @@ def _planes(volume: str) -> str:
 
 
 def forward(volume: str) -> dict:
-    """The bare network over whole planes in memory, cut into tiles of 256 x 256 in batches of four."""
+    """The bare forward pass over whole planes in memory, cut into tiles of 256 x 256 in batches of four: the network as vemray runs it (batch
+    normalisation folded, memory kept), so that the ratio shows nothing but what surrounds it."""
     import torch
 
-    net, _ = _network(f"{volume}-forward")
+    from vemray.models import files
+
+    torch.set_num_threads(1)
+    model = files.load(_network(f"{volume}-forward"))
     edge = 256
     planes = np.zeros((32, 512, 512), np.float32)
     tiles = torch.from_numpy(planes.reshape(32, 2, edge, 2, edge).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 1, edge, edge).copy())
     with torch.inference_mode():
-        net(tiles[0].contiguous(memory_format=torch.channels_last))
+        model.module(tiles[0].contiguous(memory_format=torch.channels_last))
         clock = Clock()
         for t in tiles:
-            net(t.contiguous(memory_format=torch.channels_last)).softmax(1)
+            model.module(t.contiguous(memory_format=torch.channels_last)).softmax(1)
     return {**clock.read(), "voxels": planes.size}
 
 
 def infer(volume: str, out: str) -> dict:
     import torch  # noqa: F401  imports are not timed
 
-    _, path = _network(out)
+    path = _network(out)
     url = _planes(volume)
     from vemray.run.api import run, source
 

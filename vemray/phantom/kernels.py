@@ -7,6 +7,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from vemray.phantom.noise import bits, dots, filled, key, mix, noise, normal, sheet, sine, value_noise, vesicle
+
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
 RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 170.0, 52.0, 134.0, 66.0, 82.0
 EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 180.0, 118.0, 108.0, 102.0, 184.0
@@ -17,149 +19,9 @@ BRICK = 16
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _mix(h):
-    """splitmix64's finaliser."""
-    h ^= h >> np.uint64(30)
-    h *= np.uint64(0xBF58476D1CE4E5B9)
-    h ^= h >> np.uint64(27)
-    h *= np.uint64(0x94D049BB133111EB)
-    return h ^ (h >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _key(a, b, c, seed):
-    return (
-        np.uint64(a) * np.uint64(0x9E3779B97F4A7C15)
-        + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F)
-        + np.uint64(c) * np.uint64(0x165667B19E3779F9)
-        + np.uint64(seed) * np.uint64(0xD6E8FEB86659FD93)
-    )
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _bits(h, shift, n):
-    """n bits of a hash as a number in 0..1."""
-    return float((h >> np.uint64(shift)) & np.uint64((1 << n) - 1)) / (1 << n)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _normal(a, b, c, seed):
-    """About standard normal: the sum of four 16 bit uniforms of one hash."""
-    h = _mix(_key(a, b, c, seed))
-    return (_bits(h, 0, 16) + _bits(h, 16, 16) + _bits(h, 32, 16) + _bits(h, 48, 16) - 2.0) * 1.7320508075688772
-
-
-@njit(cache=True, nogil=True)
-def _value_noise(z, x, seed):
-    """Smooth noise in -1..1 over a plane, with unit lattice."""
-    iz, ix = int(np.floor(z)), int(np.floor(x))
-    fz, fx = z - iz, x - ix
-    fz, fx = fz * fz * (3 - 2 * fz), fx * fx * (3 - 2 * fx)
-    total = 0.0
-    for dz in range(2):
-        for dx in range(2):
-            total += (fz if dz else 1 - fz) * (fx if dx else 1 - fx) * _bits(_mix(_key(iz + dz, 0, ix + dx, seed)), 0, 32)
-    return 2 * total - 1
-
-
-@njit(cache=True, nogil=True)
-def _noise(z, y, x, seed):
-    """Three independent smooth noises without direction (simplex), each of mean 0 and standard deviation 1."""
-    s = (z + y + x) / 3.0
-    fz, fy, fx = np.floor(z + s), np.floor(y + s), np.floor(x + s)
-    s = (fz + fy + fx) / 6.0
-    z, y, x = z - fz + s, y - fy + s, x - fx + s
-    key = _key(int(fz), int(fy), int(fx), seed)
-    # the order in which the path from the first to the last corner of the simplex takes the axes
-    first, last = (0 if z >= y and z >= x else (1 if y >= x else 2)), (2 if x < y and x < z else (1 if y < z else 0))
-    a, b, c = 0.0, 0.0, 0.0
-    for corner in range(4):
-        oz = corner == 3 or (corner == 1 and first == 0) or (corner == 2 and last != 0)
-        oy = corner == 3 or (corner == 1 and first == 1) or (corner == 2 and last != 1)
-        ox = corner == 3 or (corner == 1 and first == 2) or (corner == 2 and last != 2)
-        uz, uy, ux = z - oz + corner / 6.0, y - oy + corner / 6.0, x - ox + corner / 6.0
-        t = 0.5 - uz * uz - uy * uy - ux * ux
-        if t > 0:
-            h = _mix(
-                key
-                + (np.uint64(0x9E3779B97F4A7C15) if oz else np.uint64(0))
-                + (np.uint64(0xC2B2AE3D27D4EB4F) if oy else np.uint64(0))
-                + (np.uint64(0x165667B19E3779F9) if ox else np.uint64(0))
-            )
-            t *= t
-            t *= t
-            m = np.uint64(127)
-            a += t * ((float(h & m) - 63.5) * uz + (float((h >> np.uint64(7)) & m) - 63.5) * uy + (float((h >> np.uint64(14)) & m) - 63.5) * ux)
-            h >>= np.uint64(21)
-            b += t * ((float(h & m) - 63.5) * uz + (float((h >> np.uint64(7)) & m) - 63.5) * uy + (float((h >> np.uint64(14)) & m) - 63.5) * ux)
-            h >>= np.uint64(21)
-            c += t * ((float(h & m) - 63.5) * uz + (float((h >> np.uint64(7)) & m) - 63.5) * uy + (float((h >> np.uint64(14)) & m) - 63.5) * ux)
-    return 4.2 * a, 4.2 * b, 4.2 * c
-
-
-@njit(cache=True, nogil=True)
-def _dots(z, y, x, many, seed):
-    """Depth (0..1) in small balls of radius 0.45 strewn over unit cells, `many` (0..1) of them there."""
-    iz, iy, ix = int(np.floor(z - 0.5)), int(np.floor(y - 0.5)), int(np.floor(x - 0.5))
-    total = 0.0
-    for oz in range(2):
-        for oy in range(2):
-            for ox in range(2):
-                h = _mix(_key(iz + oz, iy + oy, ix + ox, seed))
-                uz, uy, ux = iz + oz + _bits(h, 0, 10) - z, iy + oy + _bits(h, 10, 10) - y, ix + ox + _bits(h, 20, 10) - x
-                t = 1.0 - (uz * uz + uy * uy + ux * ux) * 4.9
-                if t > 0:
-                    total += t * (2 - t) * min(1.0, max(0.0, (many - _bits(h, 30, 10)) * 5.0)) * (0.6 + 0.4 * _bits(h, 40, 10))
-    return min(1.0, total)
-
-
-@njit(cache=True, nogil=True)
-def _vesicle(z, y, x, many, seed):
-    """(distance in nm, kind 0..1) to the surface of a small vesicle, one at most in each cell of a lattice that is turned against the axes."""
-    a, b, c = (0.36 * z + 0.48 * y - 0.8 * x) / VESICLES, (-0.8 * z + 0.6 * y) / VESICLES, (0.48 * z + 0.64 * y + 0.6 * x) / VESICLES
-    fa, fb, fc = np.floor(a), np.floor(b), np.floor(c)
-    h = _mix(_key(int(fa), int(fb), int(fc), seed))
-    if _bits(h, 0, 10) > many:
-        return 1e9, 0.0
-    r = 0.11 + 0.17 * _bits(h, 10, 10) ** 2
-    free = 0.9 - 2 * r
-    a, b, c = (
-        a - fa - 0.5 - free * (_bits(h, 20, 10) - 0.5),
-        b - fb - 0.5 - free * (_bits(h, 30, 10) - 0.5),
-        c - fc - 0.5 - free * (_bits(h, 40, 10) - 0.5),
-    )
-    return (np.sqrt(a * a + b * b + c * c) - r) * VESICLES, _bits(h, 50, 10)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _filled(d, w):
-    """Share of a blurred voxel (w: the whole width of the blur) on the inner side of a surface at signed distance d."""
-    t = min(1.0, max(0.0, 0.5 - d / w))
-    return t * t * (3 - 2 * t)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _sheet(d, t, w):
-    """Share of it taken by a sheet of thickness t at distance d."""
-    return _filled(d - t / 2, w) - _filled(d + t / 2, w)
-
-
-@njit(cache=True, nogil=True, inline="always")
 def _width(blur, tilt):
     """Width of the blur across a surface whose normal has the square `tilt` along z: what lies flat in the slice is smeared more."""
     return np.sqrt(blur[0] * blur[0] * (1 - tilt) + blur[1] * blur[1] * tilt)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _sine(t):
-    """(sin, cos) within 1e-7."""
-    n = np.rint(t * 0.3183098861837907)
-    r = t - n * 3.141592653589793
-    q = r * r
-    s = r * (1 + q * (-1 / 6 + q * (1 / 120 + q * (-1 / 5040 + q * (1 / 362880 - q / 39916800)))))
-    c = 1 + q * (-1 / 2 + q * (1 / 24 + q * (-1 / 720 + q * (1 / 40320 - q / 3628800))))
-    sign = 1.0 - 2.0 * (int(n) & 1)
-    return sign * s, sign * c
 
 
 @njit(cache=True, nogil=True)
@@ -167,7 +29,7 @@ def _waves(z, y, x, waves, d):
     """d minus the waves; exact where its sign is at stake."""
     s = 0.0
     for i in range(len(waves)):
-        s += waves[i, 0] * _sine(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])[0]
+        s += waves[i, 0] * sine(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])[0]
     if abs(d - s) < 0.01:
         s = 0.0
         for i in range(len(waves)):
@@ -180,7 +42,7 @@ def _level(z, y, x, waves):
     """About the signed distance (nm) to where a sum of waves vanishes, and the square of its normal's z."""
     s, gz, gy, gx = 0.0, 0.0, 0.0, 0.0
     for i in range(len(waves)):
-        sin, cos = _sine(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])
+        sin, cos = sine(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])
         s += waves[i, 0] * sin
         gz += waves[i, 0] * waves[i, 1] * cos
         gy += waves[i, 0] * waves[i, 2] * cos
@@ -281,16 +143,16 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
                 for i in range(bz, ez):  # curtains run along the beam (y): stripes of x that live for some slices
                     for k in range(bx, ex):
                         gz, gx = start[0] + i, start[2] + k
-                        fine, broad = _value_noise(gz / 6.0, gx / 2.5, seed + 21), _value_noise(gz / 15.0, gx / 11.0, seed + 22)
+                        fine, broad = value_noise(gz / 6.0, gx / 2.5, seed + 21), value_noise(gz / 15.0, gx / 11.0, seed + 22)
                         curtain[i - bz, k - bx] = 1.1 * fine + 1.8 * broad
                 for i in range(bz, ez):
                     gz = start[0] + i
                     z = gz * spacing[0] - centre[0]
                     # slice-to-slice brightness: slow drift and a jump from slice to slice
-                    drift = 4.0 * _value_noise(gz / 23.0, 0.0, seed + 11) + 1.4 * _normal(gz, 1, 0, seed + 12)
+                    drift = 4.0 * value_noise(gz / 23.0, 0.0, seed + 11) + 1.4 * normal(gz, 1, 0, seed + 12)
                     for j in range(by - 1, ey + 1):
                         for k in range(bx - 1, ex + 1):
-                            white[j - by + 1, k - bx + 1] = _normal(gz, start[1] + j, start[2] + k, seed + 31)
+                            white[j - by + 1, k - bx + 1] = normal(gz, start[1] + j, start[2] + k, seed + 31)
                     for j in range(by, ey):
                         y = (start[1] + j) * spacing[1] - centre[1]
                         for k in range(bx, ex):
@@ -319,8 +181,8 @@ def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, se
     if d_cell > most:
         return RESIN, d_cell, 1e9, 0
     d_nucleus, tilt_nucleus = _nucleus(z, y, x, lobes, waves_nucleus, reach[1])
-    grain, patch = _noise(z / GRAIN, y / GRAIN, x / GRAIN, seed + 42), _noise(z / PATCH, y / PATCH, x / PATCH, seed + 41)
-    region = _noise(z / REGION, y / REGION, x / REGION, seed + 51)
+    grain, patch = noise(z / GRAIN, y / GRAIN, x / GRAIN, seed + 42), noise(z / PATCH, y / PATCH, x / PATCH, seed + 41)
+    region = noise(z / REGION, y / REGION, x / REGION, seed + 51)
     if d_nucleus < -most - 80.0:
         return _chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region), d_cell, d_nucleus, 0
     # membranes: darker and fainter, thicker and thinner, a little undulating along their course
@@ -339,7 +201,7 @@ def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, se
         d_er, tilt = _level(z, y, x, waves_er)
         shut = max(0.0, -0.25 - region[0]) * 110.0
         d = np.sqrt((d_er + wobble) ** 2 + shut * shut) - 17.0 - 4.0 * patch[0]
-        d_vesicle, kind = _vesicle(z, y, x, 0.42 + 0.2 * region[1], seed + 52)
+        d_vesicle, kind = vesicle(z, y, x, 0.42 + 0.2 * region[1], seed + 52)
         if d_vesicle < d:
             d, tilt = d_vesicle + 0.5 * wobble, 0.33
         d = max(d, 14.0 - d_tube, 14.0 - d_ball, 24.0 - d_nucleus, 30.0 + d_cell)
@@ -349,30 +211,30 @@ def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, se
         w = _width(blur, ((z - s[0]) / max(d_ball + s[3], 1e-9)) ** 2)
         if s[4] == 0:
             d = d_ball + 8.0 + 2.2 * wobble if wobble > -3.6 else d_ball  # dented: the outline stays within the label
-            value += (_lysosome(d, blur, grain, patch, region, s[5]) - value) * _filled(d, w)
+            value += (_lysosome(d, blur, grain, patch, region, s[5]) - value) * filled(d, w)
         else:
             d = d_ball + wobble
-            value += (LUMEN + 5.0 * patch[0] - value) * 0.9 * _filled(d, w)
-        value += (MEMBRANE - value) * dark * _sheet(d + 4.0, thick, w)
+            value += (LUMEN + 5.0 * patch[0] - value) * 0.9 * filled(d, w)
+        value += (MEMBRANE - value) * dark * sheet(d + 4.0, thick, w)
     if d_tube < most:
         w, d = _width(blur, tilt_tube), d_tube + 0.6 * wobble
-        value += (_mitochondrion(d, arc, across, blur, grain, patch, region, found, seed) - value) * _filled(d, w)
-        value += (MEMBRANE - value) * dark * min(1.0, _sheet(d + 4.0, 9.0, w) + _sheet(d + 24.0 + 2.0 * patch[0], 9.0, w))
+        value += (_mitochondrion(d, arc, across, blur, grain, patch, region, found, seed) - value) * filled(d, w)
+        value += (MEMBRANE - value) * dark * min(1.0, sheet(d + 4.0, 9.0, w) + sheet(d + 24.0 + 2.0 * patch[0], 9.0, w))
         # the membrane of a touching neighbour
         e, _, _, _, tilt_tube = _tube(z, y, x, segments, near_seg, n_seg, found)
         if e < most:
             w = _width(blur, tilt_tube)
-            value += (MEMBRANE - value) * dark * min(1.0, _sheet(e + 4.0, 9.0, w) + _sheet(e + 24.0, 9.0, w))
+            value += (MEMBRANE - value) * dark * min(1.0, sheet(e + 4.0, 9.0, w) + sheet(e + 24.0, 9.0, w))
     # nuclear envelope: outer and inner membrane with the perinuclear space between them
     if d_nucleus < most:
         w, d, gap = _width(blur, min(1.0, tilt_nucleus)), d_nucleus + 0.7 * wobble, 34.0 + 5.0 * patch[0] + 3.0 * region[2]
-        value += (_chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region) - value) * _filled(d, w)
-        value += (LUMEN - value) * 0.9 * _sheet(d + gap / 2 + 4.0, gap, w)
-        value += (MEMBRANE - value) * dark * min(1.0, _sheet(d + 4.0, 8.5, w) + _sheet(d + gap + 4.0, 10.0, w))
+        value += (_chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region) - value) * filled(d, w)
+        value += (LUMEN - value) * 0.9 * sheet(d + gap / 2 + 4.0, gap, w)
+        value += (MEMBRANE - value) * dark * min(1.0, sheet(d + 4.0, 8.5, w) + sheet(d + gap + 4.0, 10.0, w))
     # plasma membrane and the resin beyond
     w, d = _width(blur, tilt_cell), d_cell + 0.7 * wobble
-    value += (RESIN - value) * (1 - _filled(d, w))
-    value += (MEMBRANE - value) * min(1.0, dark + 0.1) * _sheet(d + 4.0, thick, w)
+    value += (RESIN - value) * (1 - filled(d, w))
+    value += (MEMBRANE - value) * min(1.0, dark + 0.1) * sheet(d + 4.0, thick, w)
     return value, d_cell, d_nucleus, label
 
 
@@ -382,15 +244,15 @@ def _cytosol(z, y, x, d, kind, tilt, dark, blur, grain, patch, region, seed):
     w = _width(blur, tilt)
     value = CYTOSOL + (7.0 * grain[0] - 5.0 * abs(grain[1])) * blur[3] + (4.0 * patch[0] + 3.0 * region[2]) * blur[4]
     many = min(0.9, max(0.1, 0.5 + 0.15 * patch[2] + 0.12 * region[1]))
-    rough = _sheet(d - 14.0, 22.0, 14.0) if kind == 0.0 else 0.0
+    rough = sheet(d - 14.0, 22.0, 14.0) if kind == 0.0 else 0.0
     some = many + (0.9 - many) * 0.7 * rough
     if blur[5] < 1.0:
         value += (RIBOSOME - value) * 0.23 * some * (1 - blur[5])
     if blur[5] > 0.0:
-        value += (RIBOSOME - value) * 0.85 * blur[5] * _dots(z / DOTS, y / DOTS, x / DOTS, some, seed + 43)
+        value += (RIBOSOME - value) * 0.85 * blur[5] * dots(z / DOTS, y / DOTS, x / DOTS, some, seed + 43)
     if d < w:
         body = LUMEN if kind < 0.75 else 128.0
-        value += (body + 6.0 * grain[2] * blur[3] - value) * 0.9 * _filled(d, w) + (MEMBRANE + 12.0 - value) * 0.9 * dark * _sheet(d, 8.5, w)
+        value += (body + 6.0 * grain[2] * blur[3] - value) * 0.9 * filled(d, w) + (MEMBRANE + 12.0 - value) * 0.9 * dark * sheet(d, 8.5, w)
     return value
 
 
@@ -399,7 +261,7 @@ def _lysosome(d, blur, grain, patch, region, seed):
     """Dense and mottled, some with light vacuoles."""
     value = LYSOSOME + 9.0 * (seed % 2.0) + (8.0 * grain[1]) * blur[3] + (8.0 * patch[0] + 4.0 * region[1]) * blur[4]
     if seed % 3.0 == 0.0:
-        value += 46.0 * min(1.0, max(0.0, patch[1] - 0.9)) * _filled(d + 40.0, 40.0)
+        value += 46.0 * min(1.0, max(0.0, patch[1] - 0.9)) * filled(d + 40.0, 40.0)
     return value
 
 
@@ -408,16 +270,16 @@ def _chromatin(z, y, x, d, blur, nucleoli, grain, patch, region):
     """Euchromatin with fuzzy clumps of heterochromatin, an irregular rim of it under the envelope, and nucleoli."""
     clump = region[0] + 0.5 * patch[0] + 0.3 * grain[0] * blur[3]
     thick = max(12.0, 52.0 + 30.0 * region[1] + 16.0 * patch[1] + 6.0 * grain[1])
-    rim = _filled(-d - 44.0 - thick, 70.0)
-    dense = 1 - (1 - _filled(1.25 - clump, 1.1)) * (1 - rim)
+    rim = filled(-d - 44.0 - thick, 70.0)
+    dense = 1 - (1 - filled(1.25 - clump, 1.1)) * (1 - rim)
     fibres = (9.0 * grain[1] + 7.0 * grain[0] - 9.0 * abs(grain[2])) * blur[3]
     value = EUCHROMATIN + fibres + 5.0 * patch[2] * blur[4] + (HETEROCHROMATIN - EUCHROMATIN) * dense
     for m in range(len(nucleoli)):
         s = nucleoli[m]
         e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (1 + 0.1 * region[1]) + 18.0 * patch[1] + 8.0 * grain[1]
         if e < 100.0:
-            body = NUCLEOLUS + 1.1 * fibres + 6.0 * patch[0] + 22.0 * _filled(1.2 - patch[2] - 0.3 * grain[0], 0.8)
-            value += (body - value) * _filled(e, max(blur[2], 50.0))
+            body = NUCLEOLUS + 1.1 * fibres + 6.0 * patch[0] + 22.0 * filled(1.2 - patch[2] - 0.3 * grain[0], 0.8)
+            value += (body - value) * filled(e, max(blur[2], 50.0))
     return value
 
 
@@ -429,10 +291,10 @@ def _mitochondrion(d, arc, across, blur, grain, patch, region, label, seed):
         period = 68.0
         s = (arc + 0.4 * across + 11.0 * region[0] + 9.0 * patch[1] + 31.0 * label) / period
         n = np.floor(s)
-        h = _mix(_key(int(n), label, 0, seed + 71))
-        gap = (s - n - 0.5 - 0.44 * (_bits(h, 0, 10) - 0.5)) * period
+        h = mix(key(int(n), label, 0, seed + 71))
+        gap = (s - n - 0.5 - 0.44 * (bits(h, 0, 10) - 0.5)) * period
         side = 1.0 if h & np.uint64(1 << 40) else -1.0
-        there = _filled((_bits(h, 20, 10) - 0.62) * 420.0 - side * across - 25.0 * patch[0], 50.0)
-        faint = min(1.0, max(0.35, 0.5 + 0.5 * _bits(h, 30, 10) + 0.12 * patch[1]))
-        value += (CRISTA - value) * faint * there * _sheet(gap, 19.0 + 3.0 * patch[0], max(blur[0], 18.0))
+        there = filled((bits(h, 20, 10) - 0.62) * 420.0 - side * across - 25.0 * patch[0], 50.0)
+        faint = min(1.0, max(0.35, 0.5 + 0.5 * bits(h, 30, 10) + 0.12 * patch[1]))
+        value += (CRISTA - value) * faint * there * sheet(gap, 19.0 + 3.0 * patch[0], max(blur[0], 18.0))
     return value
