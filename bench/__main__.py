@@ -53,6 +53,7 @@ def distance(folder: Path, n: int, repeats: int):
 
 def watershed(folder: Path, n: int, repeats: int):
     v = prepare(folder, n)
+    run(side("landscape", v))
     r = interleaved(
         {"skimage": side("skimage_watershed", v), "vemray": side("watershed_markers", v, folder / "watershed")}, 1 if n > 256 else repeats
     )
@@ -61,6 +62,7 @@ def watershed(folder: Path, n: int, repeats: int):
 
 def watershed_h(folder: Path, n: int, repeats: int):
     v = prepare(folder, n)
+    run(side("landscape", v))
     r = run(side("watershed_h", v, folder / "watershed_h"))
     yield "watershed by h, blockwise", n, "peak GB of a task", r.peak_gb, "<= 2", r
 

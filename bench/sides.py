@@ -192,65 +192,54 @@ def _compile_distance(out: str) -> None:
     shutil.rmtree(f"{out}-warm")
 
 
-def _landscape(volume: str):
-    """The distance map of the mask and markers: the tops of the map above 3 voxels' distance."""
-    import cc3d
-    import edt
+def landscape(volume: str) -> dict:
+    """Made once and stored: the distance map of the mask, the mask, and markers (up to 512^3, which scikit-image can still do)."""
+    from vemray.geometry import Grid, Spacing
+    from vemray.store import access
+    from vemray.store.volume import create
 
-    mask = _volume(volume, "mask").read(_volume(volume, "mask").box) > 0
-    d = edt.edt(mask, anisotropy=(8, 8, 8), parallel=1)
-    return mask, d, cc3d.connected_components(d > 24, connectivity=26)
+    out = f"{volume}-landscape"
+    if access.exists(f"{out}/done"):
+        return {}
+    shutil.rmtree(out, ignore_errors=True)
+    steps = {"m": {"op": "threshold", "image": "v", "value": 1}, "d": {"op": "distance_map", "mask": "m"}}
+    r = _run(volume, "mask", "image", steps, ["m", "d"], out, _runner("serial", 1), 256)["results"]
+    if r.volumes["d"].shape[0] <= 512:
+        import cc3d
+
+        tops = cc3d.connected_components(r.volumes["d"].read(r.volumes["d"].box) > 24, connectivity=26)
+        v = create(f"{out}/volumes/markers.zarr", tops.shape, "uint64", Spacing(8, 8, 8), kind="labels", levels=1)
+        grid = Grid(v.shape, v.shard)
+        for i in range(len(grid)):
+            box = grid.write_box(i)
+            v.write(box, tops[box.slices].astype(np.uint64))
+    access.write_bytes(f"{out}/done", b"")
+    return {}
 
 
 def skimage_watershed(volume: str) -> dict:
     from skimage.segmentation import watershed
 
-    mask, d, markers = _landscape(volume)
+    from vemray.store.volume import open
+
+    d, m, markers = (v.read(v.box) for v in (open(f"{volume}-landscape/volumes/{n}.zarr") for n in ("d", "m", "markers")))
     clock = Clock()
-    watershed(-d, markers.astype(np.int32), mask=mask)
+    watershed(-d, markers.astype(np.int32), mask=m)
     return clock.read()
 
 
-def _stored_landscape(volume: str, out: str, with_markers: bool) -> dict:
-    from vemray.geometry import Grid, Spacing
-    from vemray.run.api import source
-    from vemray.store.volume import create
-
-    mask, d, markers = _landscape(volume)
-    urls = {}
-    for name, array, kind in [("d", d.astype(np.float32), "image"), ("m", mask, "mask")] + (
-        [("markers", markers.astype(np.uint64), "labels")] if with_markers else []
-    ):
-        v = create(f"{out}-in/{name}.zarr", array.shape, array.dtype.name, Spacing(8, 8, 8), kind=kind, levels=1, overwrite=True)
-        grid = Grid(v.shape, v.shard)
-        for i in range(len(grid)):
-            box = grid.write_box(i)
-            v.write(box, array[box.slices])
-        urls[name] = source(name, v.url, kind)
-    return urls
-
-
 def _watershed(volume: str, out: str, with_markers: bool, parameters: dict) -> dict:
-    from vemray.run.api import run
+    from vemray.run.api import run, source
 
-    src = _stored_landscape(volume, out, with_markers)
+    src = {n: source(n, f"{volume}-landscape/volumes/{n}.zarr") for n in ("d", "m", *(["markers"] if with_markers else []))}
     _compile_distance(out)
-    inputs = {"d": {"kind": "image"}, "m": {"kind": "mask"}} | ({"markers": {"kind": "labels"}} if with_markers else {})
+    recipe = {"vemray": 1, "name": "bench", "inputs": {n: {"kind": s.spec.kind} for n, s in src.items()}, "outputs": ["w"]}
     step = {"op": "watershed", "image": "d", "mask": "m", "invert": True, **({"markers": "markers"} if with_markers else {}), **parameters}
     shutil.rmtree(out, ignore_errors=True)
     clock = Clock()
-    r = run(
-        {"vemray": 1, "name": "bench", "inputs": inputs, "steps": {"w": step}, "outputs": ["w"]},
-        src,
-        out,
-        runner="serial",
-        options=_options(256),
-        report=False,
-        listeners=(lambda e: None,),
-    )
-    facts = clock.read()
-    shutil.rmtree(f"{out}-in")
-    return {**facts, "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3)}
+    options = _options(256)
+    r = run({**recipe, "steps": {"w": step}}, src, out, runner="serial", options=options, report=False, listeners=(lambda e: None,))
+    return {**clock.read(), "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3), "stages": r.run["stages"]}
 
 
 def watershed_markers(volume: str, out: str) -> dict:
@@ -298,7 +287,9 @@ def forward(volume: str) -> dict:
     import torch
 
     from vemray.models import files
+    from vemray.run.threads import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     model = files.load(_network(f"{volume}-forward"))
     edge = 256

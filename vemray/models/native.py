@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import io
-import sys
 import zipfile
 from pathlib import Path
 
@@ -35,8 +32,6 @@ class TorchModel(Model):
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        else:
-            keep_freed_memory()
         self.format = torch.channels_last if facts.dims == 2 else torch.channels_last_3d
         self.module = folded(module.eval()).to(device).to(memory_format=self.format)
 
@@ -59,20 +54,6 @@ class TorchModel(Model):
         finally:
             if threads != 1:
                 torch.set_num_threads(threads)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory for the next layer instead of giving it back to the kernel, which would zero it page by page again:
-    a U-Net on planes of 1024 x 1024 gets 1.5 times as fast. Threads that already run keep their own small heaps, which cannot do so."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-8, 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
-        mallopt(option, value)
 
 
 def save(path: str | Path, module, facts: Facts) -> None:

@@ -172,13 +172,19 @@ def basins(ways, values, markers, lo, start, volume):
     kind, end, low = np.empty(room, np.uint8), np.empty(room, np.uint64), np.empty(room, np.float32)
     mark, first = np.empty(room, np.uint64), np.empty(room, np.uint64)
     known = Dict.empty(types.uint64, types.uint32)  # labels of markers
+    last, last_label = np.uint64(0), np.uint32(0)  # markers come in runs
     for z in range(1, pz - 1):
         for y in range(1, py - 1):
             for i in range((z * py + y) * px + 1, (z * py + y) * px + px - 1):
                 w = ways_flat[i]
+                if w == NOWHERE:
+                    continue
                 if w == ROOT:
-                    values[z - 1 + lo[0], y - 1 + lo[1], i % px - 1 + lo[2]] = -np.inf
-                if w == NOWHERE or flat[i] != 0:
+                    x = i % px - 1 + lo[2]
+                    values[z - 1 + lo[0], y - 1 + lo[1], x] = -np.inf
+                    if markers[z - 1 + lo[0], y - 1 + lo[1], x] == last and flat[i] == 0:
+                        flat[i] = last_label
+                if flat[i] != 0:
                     continue
                 p = i
                 while flat[p] == 0 and ways_flat[p] < 27 and ways_flat[p] != SELF:
@@ -203,6 +209,8 @@ def basins(ways, values, markers, lo, start, volume):
                         label = np.uint32(n)
                         if ends == MARKER:
                             known[m] = label
+                    if ends == MARKER:
+                        last, last_label = m, label
                     flat[p] = label
                 p = i
                 while flat[p] == 0:

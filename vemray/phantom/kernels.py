@@ -1,6 +1,4 @@
-"""Rendering: every voxel from its own coordinates alone, so that any box equals the same box of the whole, bit for bit.
-
-All in one file: numba's cache of `render` does not see a change in another."""
+"""Rendering: every voxel from its own coordinates alone, so that any box equals the same box of the whole, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,11 +8,14 @@ from numba import njit
 from vemray.phantom.noise import bits, dots, filled, key, mix, noise, normal, sheet, sine, value_noise, vesicle
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
-RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 170.0, 52.0, 134.0, 66.0, 82.0
-EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 180.0, 118.0, 108.0, 102.0, 184.0
-#: lattices of the noises, nm: grain (macromolecules), patches (also the course of membranes), regions
-GRAIN, PATCH, REGION = 40.0, 120.0, 330.0
-DOTS, VESICLES = 31.0, 165.0
+RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 160.0, 12.0, 130.0, 54.0, 76.0
+EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 164.0, 116.0, 104.0, 102.0, 178.0
+#: lattices, nm: the noises of grain (macromolecules), patches (also the course of membranes) and regions; ribosomes; vesicles
+GRAIN, PATCH, REGION, DOTS, VESICLES = 46.0, 120.0, 330.0, 58.0, 140.0
+#: standard deviation of the blur by beam and depth of escape, nm: within the slice and across it
+BEAM, DEPTH = 6.5, 8.5
+#: the Golgi's cisternae: spacing and reach sideways
+STACK, GOLGI = 48.0, 380.0
 BRICK = 16
 
 
@@ -38,8 +39,8 @@ def _waves(z, y, x, waves, d):
 
 
 @njit(cache=True, nogil=True)
-def _level(z, y, x, waves):
-    """About the signed distance (nm) to where a sum of waves vanishes, and the square of its normal's z."""
+def _level(z, y, x, waves, bend):
+    """About the signed distance (nm) to where a sum of waves vanishes, bent by some nm, and the square of its normal's z."""
     s, gz, gy, gx = 0.0, 0.0, 0.0, 0.0
     for i in range(len(waves)):
         sin, cos = sine(z * waves[i, 1] + y * waves[i, 2] + x * waves[i, 3] + waves[i, 4])
@@ -48,7 +49,7 @@ def _level(z, y, x, waves):
         gy += waves[i, 0] * waves[i, 2] * cos
         gx += waves[i, 0] * waves[i, 3] * cos
     g = max(gz * gz + gy * gy + gx * gx, 3e-5)
-    return s / np.sqrt(g), gz * gz / g
+    return s / np.sqrt(g) + bend, gz * gz / g
 
 
 @njit(cache=True, nogil=True)
@@ -124,9 +125,10 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
     centre, segments, spheres = scene[0], scene[6], scene[7]
     nz, ny, nx = shape
     # width of the blur within the slice and across it (voxel and beam; electrons come from some depth below the face), and what it leaves of fine texture
-    across, along = 4.47 * np.hypot(0.289 * max(spacing[1], spacing[2]), 4.0), 4.47 * np.hypot(0.289 * spacing[0], 6.0)
+    across, along = 4.47 * np.hypot(0.289 * max(spacing[1], spacing[2]), BEAM), 4.47 * np.hypot(0.289 * spacing[0], DEPTH)
     most = max(across, along)
-    blur = (across, along, most, 1 / (1 + (most / 62.0) ** 2), 1 / (1 + (most / 190.0) ** 2), min(1.0, max(0.0, (56.0 - most) / 24.0)))
+    blur = (across, along, most, 1 / (1 + (most / 70.0) ** 2), 1 / (1 + (most / 190.0) ** 2), min(1.0, max(0.0, (56.0 - most) / 14.0)))
+    golgi = _golgi(scene[3])
     near_seg, near_sph = np.zeros(max(1, len(segments)), np.int64), np.zeros(max(1, len(spheres)), np.int64)
     reach = (min(900.0, scene[2][:, 0].sum() + max(160.0, most)), min(600.0, scene[4][:, 0].sum() + max(260.0, 2 * most)))
     curtain, white = np.zeros((BRICK, BRICK)), np.zeros((BRICK + 2, BRICK + 2))
@@ -157,11 +159,11 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
                         y = (start[1] + j) * spacing[1] - centre[1]
                         for k in range(bx, ex):
                             x = (start[2] + k) * spacing[2] - centre[2]
-                            value, d_cell, d_nucleus, label = _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, seed)
+                            value, d_cell, d_nucleus, label = _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_sph, seed)
                             # shot noise grows with the signal; neighbours share a little, those on the scan line more
                             m, n = j - by + 1, k - bx + 1
-                            noise = white[m, n] + 0.32 * (white[m, n - 1] + white[m, n + 1]) + 0.2 * (white[m - 1, n] + white[m + 1, n])
-                            grey = value + drift + curtain[i - bz, k - bx] + sigma * np.sqrt((value + 60.0) / 220.0) * noise / 1.134
+                            shot = white[m, n] + 0.32 * (white[m, n - 1] + white[m, n + 1]) + 0.2 * (white[m - 1, n] + white[m + 1, n])
+                            grey = value + drift + curtain[i - bz, k - bx] + sigma * np.sqrt((value + 60.0) / 220.0) * shot / 1.134
                             em[i, j, k] = np.uint8(min(255.0, max(0.0, np.rint(grey))))
                             cell[i, j, k] = d_cell < 0
                             nucleus[i, j, k] = d_nucleus < 0
@@ -173,7 +175,19 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
 
 
 @njit(cache=True, nogil=True)
-def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, seed):
+def _golgi(lobes):
+    """Its centre, beside the furrow of the nucleus, and its normal."""
+    out, axis = np.zeros((2, 3)), lobes[1, :3] - lobes[0, :3]
+    length = np.sqrt((axis**2).sum())
+    along = min(lobes[0, 3], 0.5 * (length + (lobes[0, 3] ** 2 - lobes[1, 3] ** 2) / length)) / length
+    aside = np.sqrt(axis[1] ** 2 + axis[2] ** 2)
+    out[1, 1], out[1, 2] = axis[2] / aside, -axis[1] / aside
+    out[0] = lobes[0, :3] + along * axis + out[1] * (np.sqrt(max(0.0, lobes[0, 3] ** 2 - (along * length) ** 2)) + 420.0)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_sph, seed):
     """(grey, distance to the cell, distance to the nucleus, label of the mitochondrion) at a point, averaged over a blurred voxel."""
     _, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er = scene
     most = blur[2]
@@ -186,7 +200,7 @@ def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, se
     if d_nucleus < -most - 80.0:
         return _chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region), d_cell, d_nucleus, 0
     # membranes: darker and fainter, thicker and thinner, a little undulating along their course
-    dark, thick, wobble = min(1.0, max(0.4, 0.8 + 0.17 * patch[1])), 9.5 + 1.5 * patch[0], min(7.0, max(-7.0, 3.0 * patch[2]))
+    dark, thick, wobble = min(1.0, max(0.45, 0.8 + 0.17 * patch[1])), 13.0 + 1.5 * patch[0], min(7.0, max(-7.0, 3.2 * patch[2]))
     d_tube, found, arc, across, tilt_tube = _tube(z, y, x, segments, near_seg, n_seg, 0)
     d_ball, ball = 1e9, -1
     for m in range(n_sph):
@@ -197,20 +211,33 @@ def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, se
     label = found if d_tube < 0 else 0
     value = CYTOSOL
     if d_tube > -most - 45.0 and d_ball > -most - 45.0:
-        # endoplasmic reticulum: cisternae with closed rims, and vesicles; they keep clear of the larger organelles and follow their outlines
-        d_er, tilt = _level(z, y, x, waves_er)
-        shut = max(0.0, -0.25 - region[0]) * 110.0
-        d = np.sqrt((d_er + wobble) ** 2 + shut * shut) - 17.0 - 4.0 * patch[0]
-        d_vesicle, kind = vesicle(z, y, x, 0.42 + 0.2 * region[1], seed + 52)
+        # endoplasmic reticulum: cisternae with closed rims; Golgi; vesicles. They keep clear of the larger organelles and follow their outlines
+        d_er, tilt = _level(z, y, x, waves_er, 30.0 * region[2] + 4.0 * patch[2])
+        shut = max(0.0, -0.1 - region[0] - 0.12 * patch[1]) * 95.0
+        d = np.sqrt(d_er * d_er + shut * shut) / 1.1 - 17.0 - 3.0 * patch[0]
+        kind, near = 0.0, 0.0
+        gz, gy, gx = z - golgi[0, 0], y - golgi[0, 1], x - golgi[0, 2]
+        far = gz * gz + gy * gy + gx * gx
+        if far < (2 * GOLGI) ** 2:
+            near = 1 - far / (2 * GOLGI) ** 2
+            v = gz * golgi[1, 0] + gy * golgi[1, 1] + gx * golgi[1, 2] + far / 2600.0 - 40.0 + 14.0 * region[1] + 4.0 * patch[1]
+            n = min(2.0, max(-2.0, np.rint(v / STACK)))
+            rim = GOLGI * (0.75 + 0.1 * n) + 70.0 * region[2] + 35.0 * patch[0]
+            d_golgi = np.hypot(v - n * STACK, max(0.0, np.sqrt(max(0.0, far - v * v)) - rim)) - 9.0 - 2.0 * patch[2]
+            if d_golgi < 40.0:
+                d, tilt, kind = min(max(d, 34.0 - d_golgi), d_golgi), 0.1, 0.01
+        d_vesicle, content = vesicle(z / VESICLES, y / VESICLES, x / VESICLES, 0.4 + 0.16 * region[1] + 0.5 * near, seed + 52)
+        d_vesicle = d_vesicle * VESICLES + 0.6 * wobble
         if d_vesicle < d:
-            d, tilt = d_vesicle + 0.5 * wobble, 0.33
-        d = max(d, 14.0 - d_tube, 14.0 - d_ball, 24.0 - d_nucleus, 30.0 + d_cell)
+            d, tilt, kind = d_vesicle, 0.33, 0.01 + content
+        d = max(d, 16.0 - d_tube, 16.0 - d_ball, 26.0 - d_nucleus, 30.0 + d_cell)
         value = _cytosol(z, y, x, d, kind, tilt, dark, blur, grain, patch, region, seed)
     if d_ball < most:
         s = spheres[ball]
         w = _width(blur, ((z - s[0]) / max(d_ball + s[3], 1e-9)) ** 2)
         if s[4] == 0:
-            d = d_ball + 8.0 + 2.2 * wobble if wobble > -3.6 else d_ball  # dented: the outline stays within the label
+            # dented: the outline stays within the label
+            d = d_ball + max(0.0, 13.0 + 9.0 * region[2] + 6.0 * region[0] + wobble)
             value += (_lysosome(d, blur, grain, patch, region, s[5]) - value) * filled(d, w)
         else:
             d = d_ball + wobble
@@ -219,22 +246,22 @@ def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, se
     if d_tube < most:
         w, d = _width(blur, tilt_tube), d_tube + 0.6 * wobble
         value += (_mitochondrion(d, arc, across, blur, grain, patch, region, found, seed) - value) * filled(d, w)
-        value += (MEMBRANE - value) * dark * min(1.0, sheet(d + 4.0, 9.0, w) + sheet(d + 24.0 + 2.0 * patch[0], 9.0, w))
+        value += (MEMBRANE - value) * dark * min(1.0, sheet(d + 5.0, 11.0, w) + 0.8 * sheet(d + 27.0 + 2.0 * patch[0], 10.0, w))
         # the membrane of a touching neighbour
         e, _, _, _, tilt_tube = _tube(z, y, x, segments, near_seg, n_seg, found)
         if e < most:
             w = _width(blur, tilt_tube)
-            value += (MEMBRANE - value) * dark * min(1.0, sheet(e + 4.0, 9.0, w) + sheet(e + 24.0, 9.0, w))
+            value += (MEMBRANE - value) * dark * min(1.0, sheet(e + 5.0, 11.0, w) + 0.8 * sheet(e + 27.0, 10.0, w))
     # nuclear envelope: outer and inner membrane with the perinuclear space between them
     if d_nucleus < most:
-        w, d, gap = _width(blur, min(1.0, tilt_nucleus)), d_nucleus + 0.7 * wobble, 34.0 + 5.0 * patch[0] + 3.0 * region[2]
+        w, d, gap = _width(blur, min(1.0, tilt_nucleus)), d_nucleus + 0.7 * wobble, 30.0 + 5.0 * patch[0] + 5.0 * region[2]
         value += (_chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region) - value) * filled(d, w)
-        value += (LUMEN - value) * 0.9 * sheet(d + gap / 2 + 4.0, gap, w)
-        value += (MEMBRANE - value) * dark * min(1.0, sheet(d + 4.0, 8.5, w) + sheet(d + gap + 4.0, 10.0, w))
+        value += (LUMEN - value) * 0.65 * sheet(d + gap / 2 + 4.0, gap, w)
+        value += (MEMBRANE - value) * dark * min(1.0, sheet(d + 5.0, 11.0, w) + sheet(d + gap + 5.0, 12.0, w))
     # plasma membrane and the resin beyond
     w, d = _width(blur, tilt_cell), d_cell + 0.7 * wobble
     value += (RESIN - value) * (1 - filled(d, w))
-    value += (MEMBRANE - value) * min(1.0, dark + 0.1) * sheet(d + 4.0, thick, w)
+    value += (MEMBRANE - value) * dark * sheet(d + 4.0, thick, w)
     return value, d_cell, d_nucleus, label
 
 
@@ -242,53 +269,61 @@ def _structure(z, y, x, blur, reach, scene, near_seg, n_seg, near_sph, n_sph, se
 def _cytosol(z, y, x, d, kind, tilt, dark, blur, grain, patch, region, seed):
     """Ground substance with ribosomes, some in clusters, many on the membranes; and a membranous profile at distance d."""
     w = _width(blur, tilt)
-    value = CYTOSOL + (7.0 * grain[0] - 5.0 * abs(grain[1])) * blur[3] + (4.0 * patch[0] + 3.0 * region[2]) * blur[4]
-    many = min(0.9, max(0.1, 0.5 + 0.15 * patch[2] + 0.12 * region[1]))
-    rough = sheet(d - 14.0, 22.0, 14.0) if kind == 0.0 else 0.0
-    some = many + (0.9 - many) * 0.7 * rough
+    value = CYTOSOL + (4.0 * grain[0] - 3.0 * abs(grain[1])) * blur[3] + (5.0 * patch[0] + 3.0 * region[2]) * blur[4]
+    many = min(0.9, max(0.2, 0.72 + 0.14 * patch[2] + 0.1 * region[1]))
+    rough = sheet(d - 16.0, 24.0, 16.0) if kind == 0.0 else 0.0
+    some = many + (1.1 - many) * rough
     if blur[5] < 1.0:
-        value += (RIBOSOME - value) * 0.23 * some * (1 - blur[5])
+        value += (RIBOSOME - value) * 0.15 * some * (1 - blur[5])
     if blur[5] > 0.0:
-        value += (RIBOSOME - value) * 0.85 * blur[5] * dots(z / DOTS, y / DOTS, x / DOTS, some, seed + 43)
+        value += (RIBOSOME - value) * min(1.0, 0.57 * blur[5] * dots(z / DOTS, y / DOTS, x / DOTS, some, seed + 43))
     if d < w:
-        body = LUMEN if kind < 0.75 else 128.0
-        value += (body + 6.0 * grain[2] * blur[3] - value) * 0.9 * filled(d, w) + (MEMBRANE + 12.0 - value) * 0.9 * dark * sheet(d, 8.5, w)
+        body = (LUMEN if kind < 0.7 else 126.0) + 6.0 * grain[2] * blur[3]
+        value += (body - value) * 0.9 * filled(d, w)
+        value += (MEMBRANE + 8.0 - value) * 0.92 * dark * sheet(d, 10.5, w)
     return value
 
 
 @njit(cache=True, nogil=True)
 def _lysosome(d, blur, grain, patch, region, seed):
-    """Dense and mottled, some with light vacuoles."""
-    value = LYSOSOME + 9.0 * (seed % 2.0) + (8.0 * grain[1]) * blur[3] + (8.0 * patch[0] + 4.0 * region[1]) * blur[4]
-    if seed % 3.0 == 0.0:
-        value += 46.0 * min(1.0, max(0.0, patch[1] - 0.9)) * filled(d + 40.0, 40.0)
+    """Dense and mottled, some with light vacuoles, some with a light halo."""
+    value = LYSOSOME + 5.0 * (seed % 3.0) + 8.0 * grain[1] * blur[3] + (7.0 * patch[0] + 4.0 * region[1]) * blur[4]
+    if seed % 4.0 == 0.0:
+        value += 50.0 * min(1.0, max(0.0, patch[1] - 0.8)) * filled(d + 40.0, 40.0)
+    elif seed % 4.0 == 1.0:
+        value += (LUMEN - value) * 0.6 * sheet(d + 16.0, 18.0, blur[2])
     return value
 
 
 @njit(cache=True, nogil=True)
 def _chromatin(z, y, x, d, blur, nucleoli, grain, patch, region):
-    """Euchromatin with fuzzy clumps of heterochromatin, an irregular rim of it under the envelope, and nucleoli."""
-    clump = region[0] + 0.5 * patch[0] + 0.3 * grain[0] * blur[3]
-    thick = max(12.0, 52.0 + 30.0 * region[1] + 16.0 * patch[1] + 6.0 * grain[1])
-    rim = filled(-d - 44.0 - thick, 70.0)
-    dense = 1 - (1 - filled(1.25 - clump, 1.1)) * (1 - rim)
-    fibres = (9.0 * grain[1] + 7.0 * grain[0] - 9.0 * abs(grain[2])) * blur[3]
-    value = EUCHROMATIN + fibres + 5.0 * patch[2] * blur[4] + (HETEROCHROMATIN - EUCHROMATIN) * dense
+    """Euchromatin with fuzzy clumps of heterochromatin, more of them near the envelope, an irregular rim under it, and nucleoli."""
+    clump = region[0] + 0.55 * patch[0] + 0.35 * grain[0] * blur[3] - 0.5 * min(1.0, max(0.0, -d / 240.0))
+    thick = max(10.0, 46.0 + 26.0 * region[1] + 14.0 * patch[1]) + 6.0 * grain[1]
+    rim = filled(-d - 46.0 - thick, 80.0)
+    dense = 1 - (1 - filled(1.05 - clump, 2.0)) * (1 - 0.9 * rim)
+    fibres = (7.0 * grain[1] + 4.0 * grain[0] - 6.0 * abs(grain[2])) * blur[3] + 6.0 * patch[2] * blur[4]
+    value = EUCHROMATIN + fibres + (HETEROCHROMATIN - EUCHROMATIN) * dense
     for m in range(len(nucleoli)):
         s = nucleoli[m]
-        e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (1 + 0.1 * region[1]) + 18.0 * patch[1] + 8.0 * grain[1]
+        e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (1 + 0.1 * region[1]) + 22.0 * patch[1] + 3.0 * grain[1]
         if e < 100.0:
-            body = NUCLEOLUS + 1.1 * fibres + 6.0 * patch[0] + 22.0 * filled(1.2 - patch[2] - 0.3 * grain[0], 0.8)
-            value += (body - value) * filled(e, max(blur[2], 50.0))
+            body = NUCLEOLUS + fibres + 6.0 * patch[0] + 20.0 * filled(1.2 - patch[2] - 0.3 * grain[0], 1.0)
+            value += (body - value) * filled(e, max(blur[2], 60.0))
     return value
 
 
 @njit(cache=True, nogil=True)
 def _mitochondrion(d, arc, across, blur, grain, patch, region, label, seed):
     """Granular matrix with lamellar cristae, bent, tilted, of varying contrast; most reach in from one side only."""
-    value = MATRIX + (9.0 * grain[0] - 6.0 * abs(grain[1])) * blur[3] + 4.0 * patch[2] * blur[4]
+    value = (
+        MATRIX
+        + 16.0 * (bits(mix(key(label, 0, 0, seed + 73)), 0, 16) - 0.4)
+        + (9.0 * grain[0] - 6.0 * abs(grain[1])) * blur[3]
+        + 4.0 * patch[2] * blur[4]
+    )
     if d < -24.0:
-        period = 68.0
+        period = 64.0
         s = (arc + 0.4 * across + 11.0 * region[0] + 9.0 * patch[1] + 31.0 * label) / period
         n = np.floor(s)
         h = mix(key(int(n), label, 0, seed + 71))
@@ -296,5 +331,5 @@ def _mitochondrion(d, arc, across, blur, grain, patch, region, label, seed):
         side = 1.0 if h & np.uint64(1 << 40) else -1.0
         there = filled((bits(h, 20, 10) - 0.62) * 420.0 - side * across - 25.0 * patch[0], 50.0)
         faint = min(1.0, max(0.35, 0.5 + 0.5 * bits(h, 30, 10) + 0.12 * patch[1]))
-        value += (CRISTA - value) * faint * there * sheet(gap, 19.0 + 3.0 * patch[0], max(blur[0], 18.0))
+        value += (CRISTA - value) * faint * there * sheet(gap, 21.0 + 3.0 * patch[0], blur[0])
     return value

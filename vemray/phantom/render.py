@@ -9,7 +9,7 @@ from vemray.phantom import kernels
 from vemray.phantom.scene import Scene, cell_distance, nucleus_distance
 
 #: standard deviation of the noise at grey 160; sets the contrast-to-noise ratio to that of the real volume (docs/phantom.md)
-NOISE = 3.3
+NOISE = 2.0
 
 
 def render(scene: Scene, box: Box) -> dict[str, np.ndarray]:

@@ -108,7 +108,9 @@ class ActorPool(TaskPool):
             num_cpus=1, num_gpus=int(gpus > 0), memory=memory_bytes, max_concurrency=ACTOR_BLOCKS, max_restarts=RETRIES, max_task_retries=RETRIES
         )  # fmt: skip
         view = _view_of(work)
-        self.actors = [cls.remote(work, view) for _ in range(max(1, min(gpus or runner.workers, places)))]  # by value: one that restarts needs it again
+        self.actors = [
+            cls.remote(work, view) for _ in range(max(1, min(gpus or runner.workers, places)))
+        ]  # by value: one that restarts needs it again
         self.asked = {a.answer.remote(): i for i, a in enumerate(self.actors)}
         self.load: dict[int, int] = {}  # of actors that have answered
         self.queue: deque[int] = deque()
@@ -234,4 +236,6 @@ def _get(ref: Any) -> Any:
     except OutOfMemoryError as e:
         raise StorageError("Ray stopped a worker again and again because the machine ran out of memory. Use fewer workers or smaller blocks.") from e
     except RayError as e:
-        raise StorageError(f"Ray lost what a task was doing ({type(e).__name__}). Look at the cluster, then run again: finished blocks are kept.") from e
+        raise StorageError(
+            f"Ray lost what a task was doing ({type(e).__name__}). Look at the cluster, then run again: finished blocks are kept."
+        ) from e

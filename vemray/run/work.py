@@ -15,6 +15,7 @@ from vemray.geometry import Box, Grid
 from vemray.ops.base import ArraySpec, Measure, Site
 from vemray.plan.graph import Node, _call_specs, arguments
 from vemray.run.numbering import NumberingFile
+from vemray.run.threads import keep_freed_memory
 from vemray.store import access, table
 from vemray.store.volume import Volume
 
@@ -80,6 +81,7 @@ class Work:
 
     def run(self, index: int) -> tuple[Bundle | None, Stats]:
         """Do block `index`. An error that is the operator's becomes a BlockError that names step, block and urls."""
+        keep_freed_memory()
         t0, c0 = time.perf_counter(), time.process_time()
         stats = Stats(index, pid=os.getpid())
         write = self.grid.write_box(index)
