@@ -63,14 +63,13 @@ def _run(volume: str, array: str, kind: str, steps: dict, outputs: list[str], ou
     r = run(_recipe(kind, steps, outputs), src, out, runner=runner, options=_options(block), report=False, listeners=(lambda e: None,))
     facts = clock.read()
     size = int(np.prod(src["v"].volume.shape))
-    peak = max(s["peak_bytes"] for s in r.run["stages"])
-    return {
-        **facts,
-        "voxels": size,
-        "task_peak_gb": round(peak / 1e9, 3),
-        "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3),
-        "results": r,
-    }
+    return {**facts, "voxels": size, **_memory(r), "results": r}
+
+
+def _memory(r) -> dict:
+    """Of a task: the most that a worker was seen to hold, Python and its libraries included, and the most that was declared."""
+    stages = r.run["stages"]
+    return {key + "_gb": round(max(s[of] for s in stages) / 1e9, 3) for key, of in (("task_peak", "peak_bytes"), ("declared", "memory_bytes"))}
 
 
 def _runner(name: str, workers: int):
@@ -228,18 +227,21 @@ def skimage_watershed(volume: str) -> dict:
     return clock.read()
 
 
-def _watershed(volume: str, out: str, with_markers: bool, parameters: dict) -> dict:
+def _watershed(volume: str, out: str, with_markers: bool, parameters: dict, runner: str = "serial") -> dict:
     from vemray.run.api import run, source
 
     src = {n: source(n, f"{volume}-landscape/volumes/{n}.zarr") for n in ("d", "m", *(["markers"] if with_markers else []))}
     _compile_distance(out)
+    runner = _runner(runner, 2)
     recipe = {"vemray": 1, "name": "bench", "inputs": {n: {"kind": s.spec.kind} for n, s in src.items()}, "outputs": ["w"]}
     step = {"op": "watershed", "image": "d", "mask": "m", "invert": True, **({"markers": "markers"} if with_markers else {}), **parameters}
     shutil.rmtree(out, ignore_errors=True)
     clock = Clock()
     options = _options(256)
-    r = run({**recipe, "steps": {"w": step}}, src, out, runner="serial", options=options, report=False, listeners=(lambda e: None,))
-    return {**clock.read(), "declared_gb": round(max(s["memory_bytes"] for s in r.run["stages"]) / 1e9, 3), "stages": r.run["stages"]}
+    r = run({**recipe, "steps": {"w": step}}, src, out, runner=runner, options=options, report=False, listeners=(lambda e: None,))
+    facts = {**clock.read(), **_memory(r)}
+    runner.close()
+    return facts
 
 
 def watershed_markers(volume: str, out: str) -> dict:
@@ -247,7 +249,7 @@ def watershed_markers(volume: str, out: str) -> dict:
 
 
 def watershed_h(volume: str, out: str) -> dict:
-    return _watershed(volume, out, False, {"height": 8.0})
+    return _watershed(volume, out, False, {"height": 8.0}, "ray")
 
 
 def _network(folder: str) -> str:

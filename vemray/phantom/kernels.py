@@ -180,7 +180,7 @@ def _golgi(lobes):
     out, axis = np.zeros((2, 3)), lobes[1, :3] - lobes[0, :3]
     length = np.sqrt((axis**2).sum())
     along = min(lobes[0, 3], 0.5 * (length + (lobes[0, 3] ** 2 - lobes[1, 3] ** 2) / length)) / length
-    aside = np.sqrt(axis[1] ** 2 + axis[2] ** 2)
+    aside = max(np.sqrt(axis[1] ** 2 + axis[2] ** 2), 1e-9)
     out[1, 1], out[1, 2] = axis[2] / aside, -axis[1] / aside
     out[0] = lobes[0, :3] + along * axis + out[1] * (np.sqrt(max(0.0, lobes[0, 3] ** 2 - (along * length) ** 2)) + 420.0)
     return out
@@ -237,7 +237,7 @@ def _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_
         w = _width(blur, ((z - s[0]) / max(d_ball + s[3], 1e-9)) ** 2)
         if s[4] == 0:
             # dented: the outline stays within the label
-            d = d_ball + max(0.0, 13.0 + 9.0 * region[2] + 6.0 * region[0] + wobble)
+            d = d_ball + min(45.0, max(0.0, 13.0 + 9.0 * region[2] + 6.0 * region[0] + wobble))
             value += (_lysosome(d, blur, grain, patch, region, s[5]) - value) * filled(d, w)
         else:
             d = d_ball + wobble
@@ -299,7 +299,7 @@ def _lysosome(d, blur, grain, patch, region, seed):
 def _chromatin(z, y, x, d, blur, nucleoli, grain, patch, region):
     """Euchromatin with fuzzy clumps of heterochromatin, more of them near the envelope, an irregular rim under it, and nucleoli."""
     clump = region[0] + 0.55 * patch[0] + 0.35 * grain[0] * blur[3] - 0.5 * min(1.0, max(0.0, -d / 240.0))
-    thick = max(10.0, 46.0 + 26.0 * region[1] + 14.0 * patch[1]) + 6.0 * grain[1]
+    thick = min(140.0, max(10.0, 46.0 + 26.0 * region[1] + 14.0 * patch[1])) + 6.0 * grain[1]
     rim = filled(-d - 46.0 - thick, 80.0)
     dense = 1 - (1 - filled(1.05 - clump, 2.0)) * (1 - 0.9 * rim)
     fibres = (7.0 * grain[1] + 4.0 * grain[0] - 6.0 * abs(grain[2])) * blur[3] + 6.0 * patch[2] * blur[4]
