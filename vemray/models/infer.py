@@ -23,7 +23,7 @@ from vemray.models import files
 from vemray.models.facts import normalised
 from vemray.models.sums import Sums, added, taken
 from vemray.models.tiles import Tile, blend_tiles, even_edge, exact_tiles, ramp, reflected
-from vemray.ops.base import ArraySpec, Composite, Filter, Port, Site, Step, register
+from vemray.ops.base import ArraySpec, Composite, Filter, Operator, Port, Site, Step, register
 from vemray.ops.histogram import Histogram
 
 #: voxels that go through the network together: what keeps the activations of a small network in some hundred MB, or a GPU busy
@@ -89,14 +89,9 @@ Batch = Annotated[int | None, Field(gt=0, description="tiles that go through the
 Ignore = Annotated[bool, Field(description="run although the volume's voxels differ by more than 5 per cent from those the model was trained on")]
 
 
-@register("infer_tiles", hidden=True)
 @dataclass(frozen=True)
-class InferTiles(Filter):
-    """Probabilities of a network's classes, tile by tile of the volume's own grid. Outputs: name -> uint8 0..255 for 0..1, rounded to nearest."""
-
-    holds_model = True
-    version = 2
-    ports = (Port("image", ("image",)), Port("histogram", ("scalars",), optional=True))
+class Inference(Operator):
+    """How a network is run: the parameters of `infer`, and of the operator that does it."""
 
     model: Path_ = ""
     classes: Classes = None
@@ -106,7 +101,10 @@ class InferTiles(Filter):
     tile: Edge = None
     overlap: Overlap = None
     batch: Batch = None
-    device: Annotated[Literal["cpu", "cuda"], Field(description="where the network runs; results are equal within one kind of device")] = "cpu"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="where the network runs; auto: on a GPU if the planning machine has one; results are equal within one kind"),
+    ] = "auto"
     ignore_voxel_size: Ignore = False
 
     @classmethod
@@ -114,14 +112,30 @@ class InferTiles(Filter):
         return []  # they need a model file: tests/models runs the laws on them
 
     def __hash__(self):
-        return hash((self.model, self.show, self.mode, self.tile, self.overlap, self.batch, self.device, json.dumps([self.classes, self.groups])))
+        return hash(json.dumps(vars(self)))
+
+    def files(self) -> tuple[str, ...]:
+        """The model file and its sidecar: their contents are part of what the result is made from."""
+        sidecar = self.model + ".json"
+        return tuple(p for p in (self.model, sidecar) if p and (p != sidecar or (self.model.endswith(".onnx") and os.path.exists(p))))
+
+
+@register("infer_tiles", hidden=True)
+@dataclass(frozen=True)
+class InferTiles(Inference, Filter):
+    """Probabilities of a network's classes, tile by tile of the volume's own grid. Outputs: name -> uint8 0..255 for 0..1, rounded to nearest."""
+
+    holds_model = True
+    version = 2
+    ports = (Port("image", ("image",)), Port("histogram", ("scalars",), optional=True))
+
+    device: Annotated[Literal["cpu", "cuda"], Field(description="where the network runs; results are equal within one kind of device")] = "cpu"
+
+    __hash__ = Inference.__hash__
 
     @property
     def about(self) -> files.Facts:
         return _facts(self.model, _stamp(self.model))
-
-    def files(self) -> tuple[str, ...]:
-        return model_files(self.model)
 
     def facts(self) -> dict:
         package = "onnxruntime" if self.model.endswith(".onnx") else "torch"
@@ -348,14 +362,9 @@ class InferTiles(Filter):
             out[name][at] = np.clip(p, 0, 255, out=p)
 
 
-def model_files(path: str) -> tuple[str, ...]:
-    """The model file and its sidecar: their contents are part of what the result is made from."""
-    return tuple(p for p in (path, path + ".json") if path and (p == path or (path.endswith(".onnx") and os.path.exists(p))))
-
-
 @register("infer")
 @dataclass(frozen=True)
-class Infer(Composite):
+class Infer(Inference, Composite):
     """Probabilities (0..1, stored in 255 steps) of a network's classes for every voxel: one output for each class, named `step.class`.
 
     Normalisation is taken once from the whole volume's histogram, as the model says. Tiles lie on a grid of the volume, so a crop that is a block of
@@ -365,29 +374,7 @@ class Infer(Composite):
     serves = "steps 3 and 13: run the models on the whole set"
     ports = (Port("image", ("image",), doc="of the voxel size that the model was trained on"),)
 
-    model: Path_ = ""
-    classes: Classes = None
-    groups: Groups = field(default_factory=dict)
-    show: Output = "probabilities"
-    mode: Mode = None
-    tile: Edge = None
-    overlap: Overlap = None
-    batch: Batch = None
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        Field(description="where the network runs; auto: on a GPU if the planning machine has one; results are equal within one kind"),
-    ] = "auto"
-    ignore_voxel_size: Ignore = False
-
-    @classmethod
-    def examples(cls):
-        return []  # they need a model file: tests/models runs the laws on them
-
-    def __hash__(self):
-        return hash((self.model, self.show, self.mode, self.tile, self.overlap, self.batch, self.device, json.dumps([self.classes, self.groups])))
-
-    def files(self) -> tuple[str, ...]:
-        return model_files(self.model)
+    __hash__ = Inference.__hash__
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vemray.errors import MissingExtra, ModelError
 from vemray.models.facts import Facts, parse
-from vemray.models.files import Model
+from vemray.models.model import Model
 
 #: no model file may unpack to more
 MAX_BYTES = 4 << 30

@@ -12,7 +12,7 @@ import numpy as np
 
 from vemray.errors import MissingExtra, ModelError
 from vemray.models.facts import Facts, parse
-from vemray.models.files import Model
+from vemray.models.model import Model
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
 
