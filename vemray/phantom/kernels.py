@@ -8,8 +8,8 @@ from numba import njit
 from vemray.phantom.noise import bits, dots, filled, key, mix, noise, normal, sheet, sine, value_noise, vesicle
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
-RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 160.0, 12.0, 130.0, 54.0, 76.0
-EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 164.0, 116.0, 104.0, 102.0, 178.0
+RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 160.0, 12.0, 128.0, 50.0, 76.0
+EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 164.0, 116.0, 104.0, 92.0, 178.0
 #: lattices, nm: the noises of grain (macromolecules), patches (also the course of membranes) and regions; ribosomes; vesicles
 GRAIN, PATCH, REGION, DOTS, VESICLES = 46.0, 120.0, 330.0, 58.0, 140.0
 #: standard deviation of the blur by beam and depth of escape, nm: within the slice and across it
@@ -287,7 +287,7 @@ def _cytosol(z, y, x, d, kind, tilt, dark, blur, grain, patch, region, seed):
 @njit(cache=True, nogil=True)
 def _lysosome(d, blur, grain, patch, region, seed):
     """Dense and mottled, some with light vacuoles, some with a light halo."""
-    value = LYSOSOME + 5.0 * (seed % 3.0) + 8.0 * grain[1] * blur[3] + (7.0 * patch[0] + 4.0 * region[1]) * blur[4]
+    value = LYSOSOME + 4.0 * (seed % 3.0) + 8.0 * grain[1] * blur[3] + (9.0 * patch[0] + 4.0 * region[1]) * blur[4]
     if seed % 4.0 == 0.0:
         value += 50.0 * min(1.0, max(0.0, patch[1] - 0.8)) * filled(d + 40.0, 40.0)
     elif seed % 4.0 == 1.0:
@@ -316,12 +316,8 @@ def _chromatin(z, y, x, d, blur, nucleoli, grain, patch, region):
 @njit(cache=True, nogil=True)
 def _mitochondrion(d, arc, across, blur, grain, patch, region, label, seed):
     """Granular matrix with lamellar cristae, bent, tilted, of varying contrast; most reach in from one side only."""
-    value = (
-        MATRIX
-        + 16.0 * (bits(mix(key(label, 0, 0, seed + 73)), 0, 16) - 0.4)
-        + (9.0 * grain[0] - 6.0 * abs(grain[1])) * blur[3]
-        + 4.0 * patch[2] * blur[4]
-    )
+    own = 10.0 * (bits(mix(key(label, 0, 0, seed + 73)), 0, 16) - 0.5)
+    value = MATRIX + own + (9.0 * grain[0] - 6.0 * abs(grain[1])) * blur[3] + 4.0 * patch[2] * blur[4]
     if d < -24.0:
         period = 64.0
         s = (arc + 0.4 * across + 11.0 * region[0] + 9.0 * patch[1] + 31.0 * label) / period
@@ -329,7 +325,7 @@ def _mitochondrion(d, arc, across, blur, grain, patch, region, label, seed):
         h = mix(key(int(n), label, 0, seed + 71))
         gap = (s - n - 0.5 - 0.44 * (bits(h, 0, 10) - 0.5)) * period
         side = 1.0 if h & np.uint64(1 << 40) else -1.0
-        there = filled((bits(h, 20, 10) - 0.62) * 420.0 - side * across - 25.0 * patch[0], 50.0)
-        faint = min(1.0, max(0.35, 0.5 + 0.5 * bits(h, 30, 10) + 0.12 * patch[1]))
+        there = filled((bits(h, 20, 10) - 0.74) * 420.0 - side * across - 25.0 * patch[0], 50.0)
+        faint = min(1.0, max(0.4, 0.6 + 0.4 * bits(h, 30, 10) + 0.12 * patch[1]))
         value += (CRISTA - value) * faint * there * sheet(gap, 21.0 + 3.0 * patch[0], blur[0])
     return value
