@@ -29,7 +29,7 @@ out: demo.vemray
 classes: [{classes}]
 volumes:
   - {{volume: "{volume}", planes: annotation}}
-settings: {{steps: {steps}, batch: 6, crop: 128, depth: 3, validation: 0.0, seed: 1}}
+settings: {{steps: {steps}, batch: 6, crop: 128, depth: 3, validation: 0.0, seed: 1, threads: 2}}
 """
 
 
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--work", type=Path, default=None, help="local folder for annotation and model (default: OUT, or demo-out when OUT is on S3)")
     p.add_argument("--train-seed", type=int, default=1)
     p.add_argument("--seed", type=int, default=4)
-    p.add_argument("--steps", type=int, default=650, help="training steps")
+    p.add_argument("--steps", type=int, default=1300, help="training steps")
     p.add_argument("--workers", type=int, default=None)
     a = p.parse_args(argv)
     out = a.out if "://" in a.out else os.path.abspath(a.out)

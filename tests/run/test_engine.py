@@ -275,7 +275,10 @@ def test_ctrl_c_stops_cleanly_and_resumes(mask, mask_url, tmp_path):
 def test_the_driver_does_not_grow_with_the_volume(tmp_path):
     """On Ray, at most 20 MB between 4,096 and 32,768 blocks. `driver_memory.py ... label ...` is the same for both passes of a labelling."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "driver_memory.py"), str(tmp_path), "ray", "measure", "4096", "32768"], capture_output=True, text=True, timeout=550
+        [sys.executable, str(HERE / "driver_memory.py"), str(tmp_path), "ray", "measure", "4096", "32768"],
+        capture_output=True,
+        text=True,
+        timeout=550,
     )
     assert done.returncode == 0, done.stderr
     few, many = json.loads(done.stdout.splitlines()[-1]).values()

@@ -94,7 +94,11 @@ def test_the_scratch_of_a_dear_labeller_is_lost(tmp_path, passed):
 
 def test_a_table_of_the_same_name_from_another_recipe(mask, mask_url, tmp_path):
     first = {**OBJECTS, "t": {"op": "measure", "labels": "b"}}
-    one = {"full": {"op": "dilate", "mask": "mask", "radius_nm": 60}, "c": {"op": "connected_components", "mask": "full"}, "t": {"op": "measure", "labels": "c"}}
+    one = {
+        "full": {"op": "dilate", "mask": "mask", "radius_nm": 60},
+        "c": {"op": "connected_components", "mask": "full"},
+        "t": {"op": "measure", "labels": "c"},
+    }
     many = run(recipe(first), mask_url, tmp_path / "out").tables["t"]
     few = run(recipe(one), mask_url, tmp_path / "out").tables["t"]
     assert len(few) < len(many)
@@ -188,7 +192,9 @@ def test_the_origin_is_carried(tmp_path, mask):
     from vemray.geometry import Grid, Spacing
     from vemray.store.volume import create
 
-    v = create(str(tmp_path / "v.zarr"), mask.shape, "bool", Spacing(8, 8, 8), kind="mask", shard=(128,) * 3, chunk=(32,) * 3, origin_nm=(800.0, 0.0, 40.0))
+    v = create(
+        str(tmp_path / "v.zarr"), mask.shape, "bool", Spacing(8, 8, 8), kind="mask", shard=(128,) * 3, chunk=(32,) * 3, origin_nm=(800.0, 0.0, 40.0)
+    )
     v.write(Grid(v.shape, v.shard).write_box(0), mask)
     r = run(recipe({**OBJECTS, "t": {"op": "measure", "labels": "b"}}), tmp_path / "v.zarr", tmp_path / "out")
     assert r.volumes["b"].origin_nm == (800.0, 0.0, 40.0)
@@ -227,7 +233,9 @@ def test_a_run_that_lost_its_lease_completes_nothing(mask_url, tmp_path, monkeyp
 
     def listen(e: dict) -> None:
         if e["event"] == "blocks":
-            (tmp_path / "out" / "ledger" / "lease.json").write_text(json.dumps({"id": "other", "pid": 1, "host": "h", "where": "", "began": "", "beat": time.time()}))
+            (tmp_path / "out" / "ledger" / "lease.json").write_text(
+                json.dumps({"id": "other", "pid": 1, "host": "h", "where": "", "began": "", "beat": time.time()})
+            )
             time.sleep(0.01)
 
     with pytest.raises(BusyError, match="has taken over"):
@@ -262,7 +270,12 @@ def test_more_actors_than_fit_do_not_hold_up_a_run(tmp_path, ray_runner):
     from networks_for_tests import small_model
 
     store(tmp_path / "em.zarr", np.random.default_rng(0).integers(0, 256, (128, 64, 64)).astype(np.uint8), "image")
-    r = {"vemray": 1, "name": "net", "inputs": {"em": {}}, "steps": {"p": {"op": "infer", "image": "em", "model": small_model(tmp_path / "m.vemray")}}}
+    r = {
+        "vemray": 1,
+        "name": "net",
+        "inputs": {"em": {}},
+        "steps": {"p": {"op": "infer", "image": "em", "model": small_model(tmp_path / "m.vemray")}},
+    }
     room = max(n["Resources"]["memory"] for n in ray.nodes())
     plan = make_plan(r, str(tmp_path / "em.zarr"), SMALL)
     stage = next(s for s in plan.stages if s.holds_model)
@@ -278,7 +291,9 @@ def test_more_actors_than_fit_do_not_hold_up_a_run(tmp_path, ray_runner):
 
     engine.Engine._pass = large
     try:
-        result = vemray.run(r, str(tmp_path / "em.zarr"), tmp_path / "out", runner=ray_runner, options=SMALL, report=False, listeners=(lambda e: None,))
+        result = vemray.run(
+            r, str(tmp_path / "em.zarr"), tmp_path / "out", runner=ray_runner, options=SMALL, report=False, listeners=(lambda e: None,)
+        )
     finally:
         engine.Engine._pass = original
     assert result.state == "done" and stage.memory_bytes < declared

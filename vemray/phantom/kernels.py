@@ -8,7 +8,7 @@ from numba import njit
 from vemray.phantom.noise import bits, dots, filled, key, mix, noise, normal, sheet, sine, value_noise, vesicle
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
-RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 160.0, 12.0, 128.0, 50.0, 76.0
+RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 160.0, 12.0, 140.0, 50.0, 76.0
 EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 164.0, 116.0, 104.0, 92.0, 178.0
 #: lattices, nm: the noises of grain (macromolecules), patches (also the course of membranes) and regions; ribosomes; vesicles
 GRAIN, PATCH, REGION, DOTS, VESICLES = 46.0, 120.0, 330.0, 58.0, 140.0
