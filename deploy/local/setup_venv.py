@@ -21,7 +21,9 @@ def main() -> None:
     venv.create(where, with_pip=True, clear=not (where / "bin" / "python").exists())
     pip = [str(where / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(root / "constraints.txt")]
     torch = next(line.strip() for line in (root / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    if not (index and subprocess.run([*pip, torch, "--index-url", index, "--retries", "0", "--timeout", "10"], stderr=subprocess.DEVNULL).returncode == 0):
+    if not (
+        index and subprocess.run([*pip, torch, "--index-url", index, "--retries", "0", "--timeout", "10"], stderr=subprocess.DEVNULL).returncode == 0
+    ):
         subprocess.run([*pip, torch], check=True)
     subprocess.run([*pip, "-e", f"{root}[torch,test,bench]"], check=True)
     (where / "ready").touch()

@@ -1,11 +1,13 @@
 """The engine end to end on small volumes: same values for every grid and runner, resume, content keys, truthful ends."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import cc3d
@@ -20,6 +22,7 @@ from vemray.plan.stages import ACTOR_BLOCKS
 from vemray.run.events import read_events
 from vemray.run.status import read_status
 from vemray.store.ledger import Lease
+from vemray.store.volume import Volume
 
 HERE = Path(__file__).parent
 LABEL = {
@@ -269,6 +272,33 @@ def test_ctrl_c_stops_cleanly_and_resumes(mask, mask_url, tmp_path):
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(vemray.Results(out).labels["objects"].values, cc3d.connected_components(mask, connectivity=26))
     assert {e["event"] for e in read_events(str(out))} >= {"plan", "stage", "blocks", "stage_done", "end"}
+
+
+def test_no_array_outlives_its_block(mask_url, tmp_path, monkeypatch):
+    """A block's arrays go as it ends, not with some later collection of circular references, or a worker holds several blocks' worth."""
+    steps = {
+        "objects": {"op": "connected_components", "mask": "mask"},
+        "large": {"op": "filter_objects", "labels": "objects", "where": "volume_voxels > 9"},
+        "depth": {"op": "distance_map", "mask": "mask"},
+        "parts": {"op": "watershed", "image": "depth", "mask": "mask", "markers": "large", "invert": True},
+    }
+    read, living, most = Volume.read, [], []
+
+    def watched(self, box):
+        array = read(self, box)
+        living[:] = [a for a in living if a() is not None]
+        living.append(weakref.ref(array))
+        most.append(len(living))
+        return array
+
+    monkeypatch.setattr(Volume, "read", watched)
+    gc.disable()
+    try:
+        vemray.run({**LABEL, "steps": steps}, mask_url, tmp_path / "out", runner="serial", options=SMALL, **QUIET)
+        assert len(most) > 50 and max(most) <= 3, "an operator reads three volumes at most"
+        assert not [a for a in living if a() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from vemray.ops.base import ArraySpec, Labeller, LocalLabels, Port, Site, regist
 from vemray.ops.planes import Dense, Planes
 from vemray.ops.threshold import stored
 from vemray.ops.watershed_graph import Edges, RegionGraph, Regions, Rule, reduced
-from vemray.ops.watershed_kernels import EXIT, MARKER, basins, descend, landscape, on_open_faces, relabel, saddles
+from vemray.ops.watershed_kernels import EXIT, MARKER, OUTSIDE, basins, descend, landscape, on_open_faces, relabel, saddles
 
 
 @register("watershed")
@@ -83,8 +83,8 @@ class Watershed(Labeller):
 
 def label_block(image, mask, markers, site: Site, rule: Rule, invert: bool) -> LocalLabels:
     """Regions of one block: followed, joined as far as is certain, and the rest as evidence."""
-    values, bad = landscape(image if image.dtype != np.float16 else image.astype(np.float32), invert)
-    if bad:
+    values = np.empty(image.shape, np.float32)
+    if landscape(image if image.dtype != np.float16 else image.astype(np.float32), invert, values):
         raise VolumeError("watershed: the image holds NaN, which has no place in an order of values. Mend or mask it before.")
     use_mask, use_markers = mask is not None, markers is not None
     inside = np.ascontiguousarray(mask, np.bool_) if use_mask else np.zeros((1, 1, 1), bool)
@@ -93,8 +93,10 @@ def label_block(image, mask, markers, site: Site, rule: Rule, invert: bool) -> L
     lo = np.array([a - b for a, b in zip(write.start, site.read.start)], np.int64)
     start, volume = np.array(write.start, np.int64), np.array(site.shape, np.int64)
 
-    ways = descend(values.view(np.int32), inside, marks, use_mask, use_markers, lo, write.shape, rule.full)
-    wide, kind, end, low, mark, first = basins(ways, values, marks, lo, start, volume)
+    ways = np.full([n + 2 for n in write.shape], OUTSIDE)
+    descend(values.view(np.int32), inside, marks, use_mask, use_markers, lo, rule.full, ways)
+    wide = np.zeros(ways.shape, np.uint32)
+    kind, end, low, mark, first = basins(ways, values, marks, lo, start, volume, wide)
     del ways, marks, inside
 
     regions = Regions(end, low, kind == MARKER, kind == EXIT)
@@ -110,8 +112,8 @@ def label_block(image, mask, markers, site: Site, rule: Rule, invert: bool) -> L
     number = np.zeros(len(owner), np.int64)
     number[kept] = np.arange(len(kept))
     lut = np.concatenate([[0], number[owner] + 1]).astype(np.uint32)
-    labels = relabel(wide, lut)
-    del wide
+    labels = wide[1:-1, 1:-1, 1:-1]
+    relabel(labels, lut)
 
     regions = regions.take(kept)
     edges = Edges(number[edges.a], number[edges.b], edges.saddle, edges.place)

@@ -2,7 +2,7 @@
 
 Voxels are ordered by (class, value, raster index); class: markers first, then the others; voxels outside the mask take no part.
 Arrays over the read box are those of the block and one voxel around it, as far as the volume goes; `lo` is where the write box
-starts in them.
+starts in them. Arrays as large as the block come from numpy, which asks the kernel for huge pages; numba's own cost a fault for each 4 kB.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ _CLASS = np.int64(1) << 33
 
 
 @njit(cache=True, nogil=True)
-def landscape(image, invert):
-    """float32 copy, negated if `invert`, with one zero; and whether it holds NaN."""
+def landscape(image, invert, out):
+    """Fills `out`: float32 copy, negated if `invert`, with one zero. Returns whether it holds NaN."""
     nz, ny, nx = image.shape
-    out = np.empty((nz, ny, nx), np.float32)
     bad = False
     sign = np.float32(-1 if invert else 1)
     for z in range(nz):
@@ -31,7 +30,7 @@ def landscape(image, invert):
                 v = np.float32(image[z, y, x]) * sign + np.float32(0)
                 bad |= v != v
                 out[z, y, x] = v
-    return out, bad
+    return bad
 
 
 @njit(cache=True, nogil=True)
@@ -59,14 +58,13 @@ def _order_row(bits, mask, markers, use_mask, use_markers, z, y, out):
 
 
 @njit(cache=True, nogil=True)
-def descend(bits, mask, markers, use_mask, use_markers, lo, shape, full):
-    """Pointer of each voxel of the write box to its smallest neighbour (26 if `full`, else 6), SELF, ROOT (a marker) or NOWHERE, in an
-    array with one voxel more on each side, OUTSIDE.
+def descend(bits, mask, markers, use_mask, use_markers, lo, full, out):
+    """Fills `out`: pointer of each voxel of the write box to its smallest neighbour (26 if `full`, else 6), SELF, ROOT (a marker) or
+    NOWHERE, inside a margin of one voxel, OUTSIDE.
 
     The smallest of 27 is taken axis by axis: of equal values each pass prefers the lower index, which together is the raster order."""
-    nz, ny, nx = shape
+    nz, ny, nx = out.shape[0] - 2, out.shape[1] - 2, out.shape[2] - 2
     rz, ry, rx = bits.shape
-    out = np.full((nz + 2, ny + 2, nx + 2), OUTSIDE)
     # three planes in turn: of each read row the smallest of three along x, then of each read plane the smallest of nine
     plain, empty = np.empty((3, ry, rx), np.int64), np.zeros((3, ry), np.bool_)
     row_best, row_way = np.empty((ry, nx), np.int64), np.empty((ry, nx), np.uint8)
@@ -104,7 +102,6 @@ def descend(bits, mask, markers, use_mask, use_markers, lo, shape, full):
             _point(out, z - 1, plain, empty, best, way, lo, full, rz, use_markers)
     if lo[0] + nz == rz:
         _point(out, rz - 1, plain, empty, best, way, lo, full, rz, use_markers)
-    return out
 
 
 @njit(cache=True, nogil=True)
@@ -156,14 +153,14 @@ def _grown(a, size):
 
 
 @njit(cache=True, nogil=True)
-def basins(ways, values, markers, lo, start, volume):
-    """Follow the pointers of `descend`. Labels 1..n, in the order of their first voxels, in an array like `ways`; of each label: how it
-    ends (MINIMUM, EXIT, MARKER), the raster index in the volume of its end (the minimum, the voxel outside the write box, a marker's
-    voxel), the value there, its marker, and the raster index of its first voxel. Marker voxels' values become -inf: they are the lowest."""
+def basins(ways, values, markers, lo, start, volume, labels):
+    """Follow the pointers of `descend`. Fills `labels`, zeros like `ways`, with 1..n in the order of their first voxels. Returns of each:
+    how it ends (MINIMUM, EXIT, MARKER), the raster index in the volume of its end (the minimum, the voxel outside the write box, a
+    marker's voxel), the value there, its marker, and the raster index of its first voxel. Marker voxels' values become -inf: they are
+    the lowest."""
     pz, py, px = ways.shape
     vy, vx = np.int64(volume[1]), np.int64(volume[2])
     ways_flat = ways.reshape(-1)
-    labels = np.zeros((pz, py, px), np.uint32)
     flat = labels.reshape(-1)
     offset = np.empty(27, np.int64)
     for w in range(27):
@@ -216,7 +213,7 @@ def basins(ways, values, markers, lo, start, volume):
                 while flat[p] == 0:
                     flat[p] = label
                     p += offset[ways_flat[p]]
-    return labels, kind[:n].copy(), end[:n].copy(), low[:n].copy(), mark[:n].copy(), first[:n].copy()
+    return kind[:n].copy(), end[:n].copy(), low[:n].copy(), mark[:n].copy(), first[:n].copy()
 
 
 @njit(cache=True, nogil=True)
@@ -241,14 +238,12 @@ def on_open_faces(labels, n, start, volume):
 
 @njit(cache=True, nogil=True)
 def relabel(labels, lut):
-    """Labels without their margin, mapped."""
-    pz, py, px = labels.shape
-    out = np.empty((pz - 2, py - 2, px - 2), np.uint32)
-    for z in range(pz - 2):
-        for y in range(py - 2):
-            for x in range(px - 2):
-                out[z, y, x] = lut[labels[z + 1, y + 1, x + 1]]
-    return out
+    """Maps labels in place."""
+    nz, ny, nx = labels.shape
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                labels[z, y, x] = lut[labels[z, y, x]]
 
 
 # -- edges: for each pair of labels the lowest place where they touch ---------------------------------------------------------------
@@ -301,49 +296,88 @@ def _edges(table, saddle, place, n):
 
 
 @njit(cache=True, nogil=True)
+def _runs(labels, begin, stop, count):
+    """Runs of equal labels but 0 in the rows of a plane, without the plane's margin, which holds exits' labels."""
+    for y in range(count.size):
+        n, last = 0, np.uint32(0)
+        for x in range(begin.shape[1]):
+            label = labels[y + 1, x + 1]
+            if label == last:
+                continue
+            if last != 0:
+                stop[y, n - 1] = x
+            if label != 0:
+                begin[y, n] = x
+                n += 1
+            last = label
+        if last != 0:
+            stop[y, n - 1] = begin.shape[1]
+        count[y] = n
+
+
+@njit(cache=True, nogil=True)
 def saddles(labels, values, low, marked, by_marks, height, drop, lo, start, volume, full):
     """Edges (a, b, saddle, place) between labels (inside their margin), a < b: the lowest saddle, and of equal ones the lowest place, a
-    number of the pair of voxels. With `drop`, edges over which the two can never join are left out: minima only get deeper."""
+    number of the pair of voxels. With `drop`, edges over which the two can never join are left out: minima only get deeper.
+
+    Runs of rows are compared, not voxels: a block holds few regions in long runs."""
     nz, ny, nx = labels.shape[0] - 2, labels.shape[1] - 2, labels.shape[2] - 2
     vy, vx = np.int64(volume[1]), np.int64(volume[2])
     table, saddle, place = np.zeros(1 << 12, np.uint64), np.empty(1 << 12, np.float32), np.empty(1 << 12, np.uint64)
     n = 0
-    stretch = np.empty(nx + 2, np.int64)  # starts and stops of what is labelled in a row
+    # of two planes in turn: runs of their rows, from begin to stop
+    begin, stop, count = np.empty((2, ny, nx), np.int32), np.empty((2, ny, nx), np.int32), np.empty((2, ny), np.int32)
+    _runs(labels[1], begin[0], stop[0], count[0])
     for z in range(nz):
+        if z + 1 < nz:
+            _runs(labels[z + 2], begin[(z + 1) % 2], stop[(z + 1) % 2], count[(z + 1) % 2])
         for y in range(ny):
-            here = labels[z + 1, y + 1]
-            v_here = values[z + lo[0], y + lo[1], lo[2] : lo[2] + nx]
-            ends = 0
-            for x in range(1, nx + 2):  # the margin holds exits' labels: it is left out
-                if (here[x - 1] != 0 and x > 1) != (here[x] != 0 and x <= nx):
-                    stretch[ends] = x - 1
-                    ends += 1
+            runs = count[z % 2, y]
+            if runs == 0:
+                continue
+            here, b_here, e_here = labels[z + 1, y + 1, 1:], begin[z % 2, y], stop[z % 2, y]
+            v_here = values[z + lo[0], y + lo[1], lo[2] :]
             base = ((z + start[0]) * vy + y + start[1]) * vx + start[2]
-            for w in range(14, 27):
-                dz, dy, dx = w // 9 - 1, w // 3 % 3 - 1, w % 3 - 1
-                if z + dz >= nz or y + dy < 0 or y + dy >= ny or (not full and dz + abs(dy) + abs(dx) > 1):
+            for way in range(13, 27, 3):  # the row itself, then the four others that come later in raster order
+                dz, dy = way // 9 - 1, way // 3 % 3 - 1
+                if z + dz >= nz or y + dy < 0 or y + dy >= ny or (not full and dz + abs(dy) > 1):
                     continue
-                there = labels[z + dz + 1, y + dy + 1]
-                v_there = values[z + dz + lo[0], y + dy + lo[1], lo[2] : lo[2] + nx]
-                for e in range(0, ends, 2):
-                    for x in range(max(stretch[e], -dx), min(stretch[e + 1], nx - dx)):
-                        a, b = here[x + 1], there[x + 1 + dx]
-                        if a == b or b == 0:
+                others = count[(z + dz) % 2, y + dy]
+                there, b_there, e_there = labels[z + dz + 1, y + dy + 1, 1:], begin[(z + dz) % 2, y + dy], stop[(z + dz) % 2, y + dy]
+                v_there = values[z + dz + lo[0], y + dy + lo[1], lo[2] :]
+                first_dx, last_dx = (1, 1) if way == 13 else (-1, 1) if full else (0, 0)
+                low_j = 0
+                for i in range(runs):
+                    while low_j < others and e_there[low_j] < b_here[i]:
+                        low_j += 1
+                    a = here[b_here[i]]
+                    for j in range(low_j, others):
+                        if b_there[j] > e_here[i]:
+                            break
+                        b = there[b_there[j]]
+                        if a == b:
                             continue
-                        s = max(v_here[x], v_there[x + dx])
-                        if drop and not joins(s, low[a - 1], low[b - 1], marked[a - 1], marked[b - 1], by_marks, height):
-                            continue
-                        pair = (np.uint64(min(a, b)) << np.uint64(32)) | np.uint64(max(a, b))
-                        i = _slot(table, pair)
-                        if table[i] == 0:
-                            table[i], saddle[i], place[i] = pair, s, np.uint64((base + x) * 16 + (w - 14))
-                            n += 1
-                            if 2 * n > table.size:
-                                table, saddle, place = _double(table, saddle, place)
-                        elif s <= saddle[i]:
-                            p = np.uint64((base + x) * 16 + (w - 14))
-                            if s < saddle[i] or p < place[i]:
-                                saddle[i], place[i] = s, p
+                        for dx in range(first_dx, last_dx + 1):
+                            x, end = max(b_here[i], b_there[j] - dx), min(e_here[i], e_there[j] - dx)
+                            if x >= end:
+                                continue
+                            at, s = x, max(v_here[x], v_there[x + dx])
+                            for x in range(x + 1, end):
+                                v = max(v_here[x], v_there[x + dx])
+                                if v < s:
+                                    at, s = x, v
+                            if drop and not joins(s, low[a - 1], low[b - 1], marked[a - 1], marked[b - 1], by_marks, height):
+                                continue
+                            pair = (np.uint64(min(a, b)) << np.uint64(32)) | np.uint64(max(a, b))
+                            k = _slot(table, pair)
+                            where = np.uint64((base + at) * 16 + (way + dx - 14))
+                            if table[k] == 0:
+                                table[k], saddle[k], place[k] = pair, s, where
+                                n += 1
+                                if 2 * n > table.size:
+                                    table, saddle, place = _double(table, saddle, place)
+                            elif s < saddle[k] or (s == saddle[k] and where < place[k]):
+                                saddle[k], place[k] = s, where
     return _edges(table, saddle, place, n)
 
 

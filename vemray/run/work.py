@@ -120,19 +120,17 @@ class Work:
         return Site(first.shape, first.spacing, read, write, tuple(array_specs))
 
     def call_arguments(self, node: Node, read: Box, stats: Stats) -> list[Any]:
-        values: dict[str, Any] = {}
+        """Values of the operator's inputs over `read`; of a table that `Operator.rows` names, the rows of the labels in it only."""
         rows = {node.inputs[port]: (node.inputs[labels], column) for port, (labels, column) in node.op.rows().items()}
-
-        def value(ref: str) -> Any:
-            if ref not in values:
-                if ref in rows and ref in self.tables:
-                    labels, column = rows[ref]
-                    values[ref] = table.read_rows(self.tables[ref], column, distinct(value(labels)))
-                else:
-                    values[ref] = self.evaluate(ref, read, stats)
-            return values[ref]
-
-        return arguments(node.op, node.inputs, value)
+        rows = {ref: which for ref, which in rows.items() if ref in self.tables}
+        values: dict[str, Any] = {}
+        for ref in sorted(dict.fromkeys(node.inputs.values()), key=lambda ref: ref in rows):
+            if ref in rows:
+                labels, column = rows[ref]
+                values[ref] = table.read_rows(self.tables[ref], column, distinct(values[labels]))
+            else:
+                values[ref] = self.evaluate(ref, read, stats)
+        return arguments(node.op, node.inputs, values.__getitem__)
 
     def apply(self, node: Node, write: Box, stats: Stats) -> Any:
         """Filter `node` over `write`, cropped."""
