@@ -358,11 +358,11 @@ def saddles(labels, values, low, marked, by_marks, height, drop, lo, start, volu
                         if a == b:
                             continue
                         for dx in range(first_dx, last_dx + 1):
-                            x, end = max(b_here[i], b_there[j] - dx), min(e_here[i], e_there[j] - dx)
-                            if x >= end:
+                            at, end = max(b_here[i], b_there[j] - dx), min(e_here[i], e_there[j] - dx)
+                            if at >= end:
                                 continue
-                            at, s = x, max(v_here[x], v_there[x + dx])
-                            for x in range(x + 1, end):
+                            s = max(v_here[at], v_there[at + dx])
+                            for x in range(at + 1, end):
                                 v = max(v_here[x], v_there[x + dx])
                                 if v < s:
                                     at, s = x, v
