@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -39,13 +40,14 @@ class S3Server:
 
 
 def _free_port() -> int:
-    """A port that is free together with the two after it."""
+    """A port that is free together with the two after it, below those the system gives to outgoing connections.
+
+    Out of that range, because a client that tries a killed server's port again and again can be given the same port as its own, is
+    then connected to itself, and the server cannot come back."""
     for _ in range(100):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = random.randrange(20000, 32000)
         try:
-            for p in (port + 1, port + 2):
+            for p in (port, port + 1, port + 2):
                 with socket.socket() as s:
                     s.bind(("127.0.0.1", p))
             return port
