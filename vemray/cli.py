@@ -120,13 +120,17 @@ def run_(
     keep_intermediates: Annotated[
         bool, typer.Option("--keep-intermediates", help="Leave in OUT/scratch what the recipe does not keep: for trying parameters.")
     ] = False,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep the output of every step, as `vemray walkthrough` shows them.")] = False,
 ) -> None:
     """Run a recipe on volumes. Run the same command again to resume, or with changed parameters to redo only what follows."""
+    from vemray.plan.recipe import load_recipe
+    from vemray.report.walkthrough import everything
     from vemray.run.api import run
 
     register_operators()
+    loaded = load_recipe(recipe, sets)
     results = run(
-        recipe, named(volume), out, runner=runner, workers=workers, address=address, options=options(block, chunk, memory), sets=sets,
+        everything(loaded) if keep_all else loaded, named(volume), out, runner=runner, workers=workers, address=address, options=options(block, chunk, memory),
         dataset=dataset, listeners=listeners(), report=report, keep_intermediates=keep_intermediates,
     )  # fmt: skip
     say(str(results))
@@ -272,6 +276,24 @@ def report(url: Annotated[str, typer.Argument(help="Folder or s3:// of a finishe
     from vemray.report import write_report
 
     say(write_report(url))
+
+
+@app.command()
+def walkthrough(
+    url: Annotated[str, typer.Argument(help="Folder or s3:// of a run, best of one with --keep-all.")],
+    to: Annotated[str, typer.Option(help="Folder or s3:// to write walkthrough.md and its pictures to.")],
+    at: Annotated[str | None, typer.Option(help="Point z,y,x in nm that the pictures go through. Default: the middle.")] = None,
+    side: Annotated[float, typer.Option(help="Side of the detail around it, nm.")] = 1200.0,
+) -> None:
+    """Every step of a run with its parameters, the reasons for them and a picture of what came out."""
+    from vemray.report.walkthrough import stops, write
+    from vemray.run.results import Results
+
+    register_operators()
+    results = Results(url)
+    point = triple(at, "--at", float) if at else None
+    recipe = results.run["recipe"]
+    say(write(stops(results, point, side), to, recipe["name"], recipe.get("about", "")))
 
 
 def version(asked: bool) -> None:

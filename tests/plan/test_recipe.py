@@ -36,6 +36,8 @@ def step(**body):
 @pytest.mark.parametrize(
     "recipe, says",
     [
+        (step(op="connected_components", mask="mask", why={"conectivity": "bodies"}), "'why' of step 'objects' explains 'conectivity'"),
+        (step(op="connected_components", mask="mask", connectivity=6, why=["bodies"]), "must be text, or a mapping"),
         (changed(step={}), "unknown key 'step'. Did you mean 'steps'"),
         (changed(inputs={"mask": {"knd": "mask"}}), "unknown key 'inputs.mask.knd'. Did you mean 'kind'"),
         (step(op="conected_components", mask="mask"), "no operator 'conected_components'. Did you mean 'connected_components'"),
@@ -154,3 +156,10 @@ def test_missing_inputs(mask_url, tmp_path):
         make_plan(GOOD, {})
     with pytest.raises(InputError, match="no recipe"):
         make_plan(tmp_path / "none.yaml", mask_url)
+
+
+def test_reasons_change_no_key(mask_url):
+    plain = make_plan(step(op="connected_components", mask="mask", connectivity=6), mask_url)
+    told = make_plan(step(op="connected_components", mask="mask", connectivity=6, why={"connectivity": "bodies"}), mask_url)
+    assert [s.key for s in plain.stages] == [s.key for s in told.stages]
+    assert told.graph.recipe.steps["objects"]["why"] == {"connectivity": "bodies"}

@@ -209,7 +209,7 @@ def _bind(step: str, body: dict, recipe: Recipe, specs: dict) -> tuple[Operator,
     if getattr(cls, "hidden", False):
         raise RecipeError(f"{where}'{cls.name}' is a part of other operators and cannot be used in a recipe.")
     inputs: dict[str, str] = {}
-    rest = {k: v for k, v in body.items() if k != "op"}
+    rest = {k: v for k, v in body.items() if k not in ("op", "why")}
     for port in cls.ports:
         given = rest.pop(port.name, None)
         if given is None:

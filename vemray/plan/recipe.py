@@ -33,6 +33,18 @@ class ReportSpec(Strict):
     about: str = ""
 
 
+def _check_why(name: str, step: dict[str, Any]) -> None:
+    """`why` is a sentence about the step, or a mapping: `op` for the step itself, and each of its parameters by name."""
+    why = step.get("why", "")
+    if isinstance(why, str):
+        return
+    if not isinstance(why, dict) or not all(isinstance(v, str) for v in why.values()):
+        raise ValueError(f"'why' of step '{name}' must be text, or a mapping of its parameters to text")
+    for key in why:
+        if key not in step or key == "why":
+            raise ValueError(f"'why' of step '{name}' explains '{key}', which the step does not set.{nearest(key, [k for k in step if k != 'why'])}")
+
+
 class Recipe(Strict):
     vemray: Literal[1]
     name: str
@@ -55,6 +67,7 @@ class Recipe(Strict):
         for name, step in self.steps.items():
             if "op" not in step:
                 raise ValueError(f"step '{name}' has no 'op'")
+            _check_why(name, step)
         if not self.steps:
             raise ValueError("it has no steps, so there is nothing to run. `vemray ops` lists the operators that a step can name")
         if self.outputs is not None and not self.outputs:
