@@ -203,6 +203,7 @@ def evaluate(
     out: Annotated[str | None, typer.Option("--out", help="Also write the figures as JSON here.")] = None,
     of_run: Annotated[str | None, typer.Option("--run", help="Folder of a run whose report shall show the figures.")] = None,
     name: Annotated[str, typer.Option(help="What is judged, as the report names it.")] = "labels",
+    within: Annotated[float | None, typer.Option(help="Match objects also by their centroids, up to so many nm apart: for small ones.")] = None,
     workers: WorkersOption = None,
     block: BlockOption = "256",
     runner: RunnerOption = "ray",
@@ -215,7 +216,7 @@ def evaluate(
 
     if of_run:
         check_run(of_run)
-    result = evaluate(predicted, truth, runner=runner, workers=workers, block=triple(block, "--block"))
+    result = evaluate(predicted, truth, runner=runner, workers=workers, block=triple(block, "--block"), within_nm=within)
     if out:
         write_json(out, result)
     if of_run:

@@ -125,3 +125,27 @@ def test_tables_of_objects():
     }  # fmt: skip
     empty = ag.agreement_tables({"a": [0], "b": [0], "voxels": [3]})
     assert empty["truth"].num_rows == 0 and empty["predicted"].schema.equals(got["predicted"].schema)
+
+
+def test_centroids_match_one_to_one():
+    truth = np.array([[0.0, 0, 0], [0, 0, 100], [0, 0, 500]])
+    guess = np.array([[0.0, 0, 55], [0, 0, 40], [0, 0, 900]])  # both of the first lie within 60 of both: as many pairs as possible, then the nearest
+    assert ag.match_points(guess, truth, 60).tolist() == [[0, 1], [1, 0]]
+    got = ag.centroids(guess, truth, 60)
+    assert got["matched"] == 2 and got["precision"] == got["recall"] == got["f1"] == pytest.approx(2 / 3)
+    assert got["median_distance_nm"] == pytest.approx(42.5)
+    none = np.zeros((0, 3))
+    assert ag.centroids(none, none, 60)["f1"] == 1 and ag.centroids(none, truth, 60)["recall"] == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_centroid_matching_is_the_best(seed):
+    """Against every way to pair up few points."""
+    from itertools import permutations
+
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((5, 3)) * 100, rng.random((5, 3)) * 100
+    d = np.linalg.norm(a[:, None] - b, axis=-1)
+    best = max((sum(d[i, p[i]] <= 60 for i in range(5)), -sum(v for i in range(5) if (v := d[i, p[i]]) <= 60)) for p in permutations(range(5)))
+    pairs = ag.match_points(a, b, 60)
+    assert (len(pairs), -d[pairs[:, 0], pairs[:, 1]].sum()) == pytest.approx(best)

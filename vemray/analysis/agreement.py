@@ -56,8 +56,14 @@ def matched(o: Overlaps, threshold: float) -> np.ndarray:
     if threshold >= 0.5:
         return iou[good]
     i, j, iou = i[good], j[good], iou[good]
-    if not len(iou):
-        return iou
+    return iou[_one_to_one(i, j, iou)]
+
+
+def _one_to_one(i: np.ndarray, j: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Positions of the pairs (i, j) of the best matching: as many as possible, of these the largest sum of `gain` (0..1)."""
+    if not len(i):
+        return np.zeros(0, np.int64)
+    from scipy.optimize import linear_sum_assignment
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -65,18 +71,44 @@ def matched(o: Overlaps, threshold: float) -> np.ndarray:
     cols, jj = np.unique(j, return_inverse=True)
     size = len(rows) + len(cols)
     _, part = connected_components(coo_matrix((np.ones(len(ii)), (ii, jj + len(rows))), shape=(size, size)), directed=False)
-    from scipy.optimize import linear_sum_assignment
-
     order = np.argsort(part[ii], kind="stable")
     out = []
     for group in np.split(order, np.flatnonzero(np.diff(part[ii][order])) + 1):  # small groups, not one matrix of all objects
         r, ri = np.unique(ii[group], return_inverse=True)
         c, ci = np.unique(jj[group], return_inverse=True)
-        gain = np.zeros((len(r), len(c)))
-        gain[ri, ci] = 1000.0 + iou[group]  # first the number of pairs, then their IoU
-        a, b = linear_sum_assignment(gain, maximize=True)
-        out.append(gain[a, b][gain[a, b] > 0] - 1000.0)
+        table, at = np.zeros((len(r), len(c))), np.full((len(r), len(c)), -1)
+        table[ri, ci] = 1000.0 + gain[group]  # first the number of pairs, then their gain
+        at[ri, ci] = group
+        chosen = at[linear_sum_assignment(table, maximize=True)]
+        out.append(chosen[chosen >= 0])
     return np.concatenate(out)
+
+
+def match_points(a_nm: np.ndarray, b_nm: np.ndarray, within_nm: float) -> np.ndarray:
+    """Pairs (n, 2) of rows of two sets of points (., 3) matched one to one, none farther apart than `within_nm`: as many as possible, of these
+    the nearest (least sum of distances). By row of the first."""
+    from scipy.spatial import cKDTree
+
+    if not len(a_nm) or not len(b_nm):
+        return np.zeros((0, 2), np.int64)
+    near = cKDTree(a_nm).sparse_distance_matrix(cKDTree(b_nm), within_nm * (1 + 1e-9), output_type="ndarray")
+    order = np.lexsort((near["j"], near["i"]))
+    i, j, distance = near["i"][order], near["j"][order], near["v"][order]
+    chosen = np.sort(_one_to_one(i, j, 1 - distance / within_nm))
+    return np.stack([i[chosen], j[chosen]], 1)
+
+
+def centroids(a_nm: np.ndarray, b_nm: np.ndarray, within_nm: float) -> dict:
+    """Precision, recall and F1 of objects matched one to one by their centroids (prediction `a_nm`, truth `b_nm`: (., 3) in nm), and the median
+    distance of the matched (nm)."""
+    pairs = match_points(a_nm, b_nm, within_nm)
+    na, nb, tp = len(a_nm), len(b_nm), len(pairs)
+    apart = np.linalg.norm(a_nm[pairs[:, 0]] - b_nm[pairs[:, 1]], axis=1)
+    return {
+        "within_nm": within_nm, "precision": tp / na if na else float(nb == 0), "recall": tp / nb if nb else float(na == 0),
+        "f1": 2 * tp / (na + nb) if na + nb else 1.0, "median_distance_nm": float(np.median(apart)) if tp else None,
+        "matched": tp, "predicted": na, "true": nb,
+    }  # fmt: skip
 
 
 def objects(o: Overlaps, thresholds: Iterable[float] = THRESHOLDS) -> list[dict]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 
-from vemray.analysis.agreement import agreement
+import numpy as np
+
+from vemray.analysis.agreement import agreement, centroids
 from vemray.errors import InputError
 from vemray.plan import Options
 from vemray.run.api import run, source
@@ -14,9 +16,10 @@ from vemray.store.table import read_json, write_json
 
 
 def evaluate(
-    predicted: str, truth: str, *, runner="ray", workers: int | None = None, block=(256, 256, 256), thresholds=None, quiet: bool = True
+    predicted: str, truth: str, *, runner="ray", workers: int | None = None, block=(256, 256, 256), thresholds=None, within_nm: float | None = None
 ) -> dict:
-    """Voxel, object and partition agreement of two label (or mask) volumes of one shape. Returns a dict of plain numbers."""
+    """Voxel, object and partition agreement of two label (or mask) volumes of one shape. With `within_nm` also of objects matched by their
+    centroids, for objects too small for overlaps to say much. Returns a dict of plain numbers."""
     sources = {"predicted": source("predicted", predicted), "truth": source("truth", truth)}
     for s in sources.values():
         if s.spec.kind not in ("labels", "mask"):
@@ -28,10 +31,22 @@ def evaluate(
         "inputs": {n: {"kind": s.spec.kind} for n, s in sources.items()},
         "steps": {"pairs": {"op": "contingency", "a": "predicted", "b": "truth"}},
     }  # fmt: skip
+    if within_nm is not None:
+        for n, s in sources.items():
+            if s.spec.kind != "labels":
+                raise InputError(f"{s.volume.url} is a mask, which has no objects whose centroids could be matched. Make labels of it first.")
+            recipe["steps"][f"{n}_objects"] = {"op": "measure", "labels": n}
     with tempfile.TemporaryDirectory(prefix="vemray-evaluate-") as out:
         results = run(recipe, sources, out, runner=runner, workers=workers, options=Options(tuple(block)), report=False, listeners=(_silent,))
-        pairs = results.arrow["pairs"]
-    return agreement(pairs, **({"thresholds": thresholds} if thresholds else {}))
+        out_of = agreement(results.arrow["pairs"], **({"thresholds": thresholds} if thresholds else {}))
+        if within_nm is not None:
+            points = [_points(results.arrow[f"{n}_objects"]) for n in ("predicted", "truth")]
+            out_of["centroids"] = centroids(*points, within_nm)
+    return out_of
+
+
+def _points(table) -> np.ndarray:
+    return np.stack([table.column(f"centroid_{a}_nm").to_numpy() for a in "zyx"], 1)
 
 
 def check_run(run_url: str) -> None:
