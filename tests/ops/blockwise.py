@@ -47,7 +47,7 @@ def run(
     its last step gives. With `spec=True` returns (value, declared spec)."""
     rng = np.random.default_rng(seed)
     if grid is None:
-        shape = next((s.shape for s in specs.values() if isinstance(s, ArraySpec)), (1, 1, 1))
+        shape = own_shape(op, specs)
         grid = Grid(shape, block or shape)
     value, declared = _run(op, values, specs, grid, rng)
     return (value, declared) if spec else value
@@ -180,17 +180,28 @@ def span(grid: Grid, axes: tuple[int, ...]) -> Grid:
 
 def site_of(op: BlockOperator, grid: Grid, index: int, call: tuple) -> Site:
     write = grid.write_box(index)
-    spacing = _first(call).spacing
+    spacing = own_spec(op, call).spacing
     read = op.read_box(write, grid.shape, spacing)
     legal = read.contains(write) and Box.of(grid.shape).contains(read)
     assert legal, f"{op.name}: read box {read} must hold the write box {write} and lie in the volume {grid.shape}"
     for axis in op.whole_axes:
         assert read.shape[axis] == grid.shape[axis]
-    return Site(grid.shape, spacing, read, write, call)
+    boxes = {p.name: op.read_box_of(p.name, write, *call) for p in op.ports if p.other_grid}
+    return Site(grid.shape, spacing, read, write, call, boxes)
 
 
-def _first(call) -> ArraySpec:
-    return next(s for c in call for s in (c.values() if isinstance(c, dict) else [c]) if isinstance(s, ArraySpec))
+def own_spec(op: Operator, call: tuple) -> ArraySpec:
+    """The grid that the operator works on: that of its arrays, or of its output where they lie on others."""
+    array_ports = [p for p in op.ports if set(p.kinds) & ARRAY_KINDS]
+    own = [c for p, c in zip(array_ports, call) if not p.other_grid]
+    return next((s for c in own for s in (c.values() if isinstance(c, dict) else [c]) if isinstance(s, ArraySpec)), None) or op.output(*call)
+
+
+def own_shape(op: Operator, specs: Mapping[str, Any]) -> Int3:
+    """Shape of that grid; (1, 1, 1) for an operator on tables."""
+    if any(p.other_grid for p in op.ports):
+        return own_spec(op, call_specs(op, specs)).shape
+    return next((s.shape for s in specs.values() if isinstance(s, ArraySpec)), (1, 1, 1))
 
 
 def _keys(op: Operator, given: Mapping[str, Any]) -> list[str]:
@@ -222,16 +233,19 @@ def call_specs(op: Operator, specs: Mapping[str, Any]) -> tuple:
 
 
 def block_arguments(op: Operator, values: Mapping[str, Any], site: Site, rng) -> list[Any]:
-    def take(value):
-        if not isinstance(value, np.ndarray) or value.ndim != 3:
-            return value
-        part = value[site.read.slices]
+    ports = {p.name: p for p in op.ports}
+
+    def take(key):
+        value, port = values[key], ports[key.partition(".")[0]]
+        if port.grid_only or not isinstance(value, np.ndarray) or value.ndim != 3:
+            return None if port.grid_only else value
+        part = value[site.boxes.get(key, site.read).slices]
         if rng is None or rng.random() < 0.5:
             part = part.copy()
         part.flags.writeable = False
         return part
 
-    return arguments(op, values, take)
+    return arguments(op, {key: key for key in values}, take)
 
 
 def cropped(op: Operator, array: np.ndarray, site: Site) -> np.ndarray:

@@ -30,7 +30,7 @@ from scipy import ndimage
 
 import vemray.ops
 from tests.ops import oracles
-from tests.ops.blockwise import ARRAY_KINDS, arguments, assert_same, call_specs, plain_steps, run, spec_of
+from tests.ops.blockwise import ARRAY_KINDS, arguments, assert_same, call_specs, own_shape, own_spec, plain_steps, run, spec_of
 from vemray.errors import InputError
 from vemray.geometry import Box
 from vemray.ops import OPERATORS, build, parameters
@@ -214,7 +214,7 @@ def test_blockwise_equals_whole(op, scene):
     values, specs, block = scene_inputs(op, scene)
     before = fingerprint(values)
     whole, declared = run(op, values, specs, spec=True)
-    as_declared(op, whole, declared, next((s.shape for s in specs.values()), None))
+    as_declared(op, whole, declared, own_shape(op, specs))
     if isinstance(op, Labeller) and "markers" not in values:  # a marker keeps its id
         assert_canonical(whole)
     for oracle in oracles.ORACLES.get(op.name, ()):
@@ -311,9 +311,10 @@ def measured_memory(op: BlockOperator, variant: int, shape=(96, 96, 96), fill: s
         values, specs = inputs(op, np.random.default_rng(5), shape, ISO, fill, variant)
         values = {k: strided(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
         spec_tuple = call_specs(op, specs)
-        first = next(iter(specs.values()))
-        box = Box.of(first.shape)
-        site = Site(first.shape, first.spacing, box, box, spec_tuple)
+        shape = own_shape(op, specs)
+        box = Box.of(shape)
+        boxes = {p.name: Box.of(specs[p.name].shape) for p in op.ports if p.other_grid}
+        site = Site(shape, own_spec(op, spec_tuple).spacing, box, box, spec_tuple, boxes)
         args = arguments(op, values, lambda v: v)
         method = op if isinstance(op, Filter) else op.label if isinstance(op, Labeller) else op.measure
         return lambda: method(*args, site=site), op.memory(*spec_tuple), box.size

@@ -15,6 +15,7 @@ from vemray.ops import (  # noqa: F401
     logic,
     measure,
     objects,
+    resample,
     smooth,
     threshold,
     tophat,

@@ -37,6 +37,8 @@ class Site:
     read: Box
     write: Box
     inputs: tuple[ArraySpec, ...] = ()
+    #: where the arrays of ports on other grids lie, by port, in voxels of their own grids
+    boxes: Mapping[str, Box] = field(default_factory=dict)
 
     @property
     def crop(self) -> tuple[slice, slice, slice]:
@@ -65,6 +67,10 @@ class Port:
     doc: str = ""
     #: a port that takes several inputs by name (a mapping in the recipe); the call gets a dict name -> value
     many: bool = False
+    #: its array may lie on other voxels than the operator works on; `BlockOperator.read_box_of` says what is read of it
+    other_grid: bool = False
+    #: only its shape, voxel size and origin are used: it is never read, and the call gets None
+    grid_only: bool = False
 
     def accepts(self, kind: str) -> bool:
         return kind in self.kinds or ("array" in self.kinds and kind in ("image", "probability", "mask", "labels"))
@@ -153,6 +159,10 @@ class BlockOperator(Operator):
     def read_box(self, write: Box, shape: Int3, spacing: Spacing) -> Box:
         """What must be read to compute `write`: by default grown by the halo and clipped to the volume."""
         return write.grow(self.halo(spacing)).clip(shape)
+
+    def read_box_of(self, port: str, write: Box, *inputs: ArraySpec) -> Box:
+        """The voxels of a port on another grid that `write` depends on, in that grid. `inputs` as for `memory`."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it reads at '{port}'")
 
     def block_shape(self, shape: Int3, block: Int3, chunk: Int3) -> Int3:
         """The block this operator works best in, given the one asked for; a multiple of `chunk`. Changes no result."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vemray.geometry import Box, Int3
 from vemray.ops.base import ArraySpec, Filter, Labeller, Measure, Site
 from vemray.plan.graph import Node, _call_specs
+from vemray.plan.grids import boxes_read, grid_spec, other_boxes
 from vemray.plan.stages import Plan, Stage
 
 #: decoding and encoding speed assumed beside the operators, bytes per second of one core (zstd level 1; see docs/performance.md)
@@ -63,11 +64,7 @@ def _typical(stage: Stage) -> Box:
 
 def _boxes_read(stage: Stage, write: Box):
     def walk(node: Node, write: Box):
-        arrays = [r for r in node.inputs.values() if isinstance(stage.specs[r], ArraySpec)]
-        if not arrays:
-            return
-        read = node.op.read_box(write, stage.grid.shape, stage.specs[arrays[0]].spacing)
-        for r in arrays:
+        for r, read in boxes_read(node, write, stage.specs):
             if r in stage.inline:
                 yield from walk(stage.inline[r], read)
             elif r not in stage.outputs:
@@ -112,11 +109,15 @@ def calibrate(node: Node, stage: Stage) -> float | None:
         return None
     edge = tuple(min(CALIBRATION_EDGE, n) for n in stage.grid.shape)
     rng = np.random.default_rng(0)
-    first = next((s for s in [*specs, *node.outputs.values()] if isinstance(s, ArraySpec)), None)
+    first = grid_spec(node, stage.specs)
     box = Box.of(edge)
-    small = [ArraySpec(edge, s.dtype, s.spacing, s.kind) if s else None for s in specs]
-    site = Site(edge, first.spacing, box, box, tuple(small))
-    arrays = [_sample(s, rng) if s else None for s in small]
+    others = other_boxes(node, box, stage.specs)
+    ports = [p for p in node.op.ports if not set(p.kinds) <= {"table", "scalars"}]
+    small = [s and (s if p.other_grid else replace(s, shape=edge)) for p, s in zip(ports, specs)]
+    site = Site(edge, first.spacing, box, box, tuple(small), others)
+    arrays = [
+        _sample(replace(s, shape=others[p.name].shape) if p.other_grid else s, rng) if s and not p.grid_only else None for p, s in zip(ports, small)
+    ]
     best = math.inf
     try:
         for _ in itertools.repeat(None, 2):  # the first call compiles

@@ -102,14 +102,7 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source]) -> Graph:
                 full = {p: (name + r if r.startswith(".") else r) for p, r in part.inputs.items()}
                 place(name + part.name, part.op, full, step)
             return
-        args = [specs[r] if isinstance(specs[r], ArraySpec) else None for r in _in_port_order(op, inputs) if r is not None]
-        shapes = {a.shape for a in args if a is not None}
-        spacings = {tuple(round(v, 6) for v in a.spacing.zyx) for a in args if a is not None}
-        if len(shapes) > 1 or len(spacings) > 1:
-            raise RecipeError(
-                f"{where}its inputs do not lie on the same voxels: "
-                + "; ".join(f"{r} is {specs[r].shape} at {specs[r].spacing}" for r in inputs.values() if isinstance(specs[r], ArraySpec))
-            )
+        _check_one_grid(op, inputs, specs, where)
         for port in op.ports:
             for key, ref in inputs.items():
                 if key.partition(".")[0] != port.name:
@@ -126,19 +119,20 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source]) -> Graph:
                 out = op.output(*call_specs)
                 outputs = {f"{name}.{k}": v for k, v in out.items()} if isinstance(out, dict) else {name: out}
             elif isinstance(op, Labeller):
-                first = next(a for a in args if a is not None)
+                first = next(iter(own_arrays(op, inputs, specs).values()))
                 outputs = {name: first.like("uint64", "labels")}
             elif isinstance(op, Measure | Analysis):
                 outputs = {name: op.gives}
         except RecipeError as e:
             raise RecipeError(f"{where}{e}") from None
+        ports = ports_of(op, inputs)
         key = digest(
             op.name,
             op.version,
             parameters_for_key(op),
             [file_hash(f) for f in op.files()],
             op.facts(),
-            {p: [r.partition(".")[2], keys[r]] for p, r in inputs.items()},
+            {p: _grid_key(specs[r]) if ports[p].grid_only else [r.partition(".")[2], keys[r]] for p, r in inputs.items()},
         )
         nodes[name] = Node(name, op, dict(inputs), outputs, key, step)
         for out, spec in outputs.items():
@@ -172,6 +166,31 @@ def parameters_for_key(op: Operator) -> dict[str, Any]:
     """Parameters without paths of files, whose content is hashed instead: a moved model is the same model."""
     paths = set(op.files())
     return {k: v for k, v in parameters(op).items() if not (isinstance(v, str) and v in paths)}
+
+
+def ports_of(op: Operator, inputs: Mapping[str, str]) -> dict[str, Port]:
+    """Input ('port' or 'port.key') -> its port."""
+    ports = {p.name: p for p in op.ports}
+    return {key: ports[key.partition(".")[0]] for key in inputs}
+
+
+def own_arrays(op: Operator, inputs: Mapping[str, str], specs: Mapping[str, Any]) -> dict[str, ArraySpec]:
+    """Specs of the arrays that lie on the operator's own grid, by input, in the order of the ports."""
+    ports = ports_of(op, inputs)
+    order = sorted(inputs, key=lambda key: op.ports.index(ports[key]))
+    return {key: specs[inputs[key]] for key in order if not ports[key].other_grid and isinstance(specs[inputs[key]], ArraySpec)}
+
+
+def _check_one_grid(op: Operator, inputs: Mapping[str, str], specs: Mapping[str, Any], where: str) -> None:
+    """RecipeError where arrays that the operator combines voxel by voxel have different voxels."""
+    own = own_arrays(op, inputs, specs)
+    if len({s.shape for s in own.values()}) > 1 or len({tuple(round(v, 6) for v in s.spacing.zyx) for s in own.values()}) > 1:
+        listed = "; ".join(f"{inputs[key]} is {s.shape} at {s.spacing}" for key, s in own.items())
+        raise RecipeError(f"{where}its inputs do not lie on the same voxels: {listed}. 'upsample' brings a coarse array to the voxels of a fine one.")
+
+
+def _grid_key(spec: ArraySpec) -> list[Any]:
+    return [spec.shape, spec.spacing.zyx, spec.origin_nm]
 
 
 def _in_order(recipe: Recipe):
@@ -234,14 +253,6 @@ def _paths(cls: type[Operator]) -> set[str]:
     """Parameters that are paths of files: their Field carries json_schema_extra={'path': True}."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {k for k, t in hints.items() if any((getattr(m, "json_schema_extra", None) or {}).get("path") for m in getattr(t, "__metadata__", ()))}
-
-
-def _in_port_order(op: Operator, inputs: Mapping[str, str]) -> list[str | None]:
-    out: list[str | None] = []
-    for p in op.ports:
-        refs = [r for k, r in inputs.items() if k.partition(".")[0] == p.name]
-        out += refs or [None]
-    return out
 
 
 def arguments(op: Operator, inputs: Mapping[str, str], value) -> list[Any]:

@@ -11,6 +11,7 @@ from vemray.errors import PlanError
 from vemray.geometry import Box, Grid, Int3
 from vemray.ops.base import ArraySpec, BlockOperator, Filter, Labeller, Measure
 from vemray.plan.graph import Graph, Node, _call_specs, digest
+from vemray.plan.grids import boxes_read, grid_spec, read_inputs, refs_on_other_grids
 
 #: blocks that an actor with a model has in hand: one computes, the others read and write
 ACTOR_BLOCKS = 3
@@ -57,7 +58,7 @@ class Stage:
     def reads(self) -> tuple[str, ...]:
         """Refs the stage gets from storage."""
         own = set(self.outputs)
-        refs = [r for n in (*self.nodes, *self.inline.values()) for r in n.inputs.values()]
+        refs = [r for n in (*self.nodes, *self.inline.values()) for r in read_inputs(n).values()]
         return tuple(dict.fromkeys(r for r in refs if r not in own and r not in self.inline))
 
     @property
@@ -103,12 +104,12 @@ def fuse(graph: Graph, options: Options | None = None, have: frozenset[str] = fr
 
 
 def _consumers(graph: Graph, ref: str) -> list[Node]:
-    return [n for n in graph.nodes.values() if ref in n.inputs.values()]
+    return [n for n in graph.nodes.values() if ref in read_inputs(n).values()]
 
 
 def _halo(node: Node, graph: Graph, block: Int3) -> Int3:
     """Halo of a node, also of one that reads more than its halo: measured on a box in the middle of a large volume."""
-    spec = next((graph.spec(r) for r in node.inputs.values() if isinstance(graph.spec(r), ArraySpec)), None)
+    spec = grid_spec(node, {r: graph.spec(r) for r in node.inputs.values()})
     if spec is None:
         return (0, 0, 0)
     far = tuple(1000 * b for b in block)
@@ -126,10 +127,10 @@ def _inlined(graph: Graph, options: Options) -> dict[str, Int3]:
             continue
         (ref,) = node.outputs
         users = _consumers(graph, ref)
-        if ref in graph.keep or not users:
+        if ref in graph.keep or not users or any(ref in refs_on_other_grids(u) for u in users) or _reads_much(node, graph, options.block):
             continue
         mine = _halo(node, graph, options.block)
-        chain = max((out[r] for r in node.inputs.values() if r in out), default=(0, 0, 0), key=sum)
+        chain = max((out[r] for r in read_inputs(node).values() if r in out), default=(0, 0, 0), key=sum)
         total = tuple(a + b for a, b in zip(mine, chain))
         if len(users) > 1 and any(total):
             continue  # several would compute it again: a scratch volume is cheaper
@@ -145,12 +146,22 @@ def _inlined(graph: Graph, options: Options) -> dict[str, Int3]:
     return out
 
 
+def _reads_much(node: Node, graph: Graph, block: Int3) -> bool:
+    """Whether it reads more voxels on other grids than it makes on its own."""
+    others = refs_on_other_grids(node)
+    if not others:
+        return False
+    specs = {r: graph.spec(r) for r in node.inputs.values()}
+    write = Box.of(block).clip(grid_spec(node, specs).shape)
+    return sum(box.size for r, box in boxes_read(node, write, specs) if r in others) > write.size
+
+
 def _riders(graph: Graph, inlined: dict[str, Int3], have: frozenset[str]) -> dict[str, list[Node]]:
     """Measures without halo that ride on the stage that writes one of their inputs: the voxels are touched once."""
     out: dict[str, list[Node]] = {}
     order = {o: i for i, n in enumerate(graph.nodes.values()) for o in n.outputs}
     for m in graph.nodes.values():
-        if not isinstance(m.op, Measure) or any(_halo(m, graph, (64, 64, 64))):
+        if not isinstance(m.op, Measure) or refs_on_other_grids(m) or any(_halo(m, graph, (64, 64, 64))):
             continue
         refs = [r for r in m.inputs.values() if r not in graph.sources]
         if not refs or any(r in inlined for r in refs):
@@ -168,7 +179,7 @@ def _stage(graph: Graph, node: Node, riders: tuple[Node, ...], inlined: dict[str
     inline: dict[str, Node] = {}
 
     def gather(n: Node) -> None:
-        for r in n.inputs.values():
+        for r in read_inputs(n).values():
             if r in inlined and r not in inline:
                 gather(graph.producer(r))
                 inline[r] = graph.producer(r)
@@ -179,7 +190,7 @@ def _stage(graph: Graph, node: Node, riders: tuple[Node, ...], inlined: dict[str
     specs = {r: graph.spec(r) for n in nodes for r in (*n.inputs.values(), *n.outputs)}
     if kind == "analysis":
         return Stage(node.name, kind, node, specs=specs)
-    shape = next(s.shape for s in specs.values() if isinstance(s, ArraySpec))
+    shape = grid_spec(node, specs).shape
     grid = Grid(shape, _block_shape(shape, node, specs, options))
     stage = Stage(node.name, kind, node, inline, riders, grid, 0, specs)
     return Stage(node.name, kind, node, inline, riders, grid, peak_bytes(stage), specs)
@@ -213,11 +224,8 @@ def peak_bytes(stage: Stage) -> int:
 
     def need(node: Node, write: Box) -> float:
         """Peak while computing `node` over `write`, its output excluded from what is held before the call."""
-        arrays = [r for r in node.inputs.values() if isinstance(stage.specs[r], ArraySpec)]
-        spec = next((stage.specs[r] for r in arrays), None)
-        read = node.op.read_box(write, grid.shape, spec.spacing) if spec else write
         held, peak = 0.0, 0.0
-        for r in arrays:
+        for r, read in boxes_read(node, write, stage.specs):
             if r in stage.target.outputs:
                 continue  # just made, and counted as written
             if r in stage.inline:
@@ -225,6 +233,7 @@ def peak_bytes(stage: Stage) -> int:
             else:
                 peak = max(peak, held + 2.0 * read.size * _itemsize(stage.specs[r]))  # decoded chunks, then the assembled array
             held += read.size * _itemsize(stage.specs[r])
+        read = node.op.read_box(write, grid.shape, grid_spec(node, stage.specs).spacing)
         return max(peak, held + node.op.memory(*_call_specs(node.op, node.inputs, stage.specs)) * read.size)
 
     box = grid.write_box(middle)
@@ -236,14 +245,9 @@ def peak_bytes(stage: Stage) -> int:
     encode = 1.5 * written
     waiting = 0.0
     if stage.holds_model:  # blocks that are being read or written while another computes
-        read = stage.target.op.read_box(box, grid.shape, _first_spec(stage).spacing)
-        arrays = [r for r in stage.target.inputs.values() if isinstance(stage.specs[r], ArraySpec)]
-        waiting = (ACTOR_BLOCKS - 1) * (written + encode + sum(read.size * _itemsize(stage.specs[r]) for r in arrays))
+        inputs = sum(read.size * _itemsize(stage.specs[r]) for r, read in boxes_read(stage.target, box, stage.specs))
+        waiting = (ACTOR_BLOCKS - 1) * (written + encode + inputs)
     return int(waiting + max(worst + written, written + riders, written + encode))
-
-
-def _first_spec(stage: Stage) -> ArraySpec:
-    return next(s for r in stage.target.inputs.values() if isinstance(s := stage.specs[r], ArraySpec))
 
 
 def _largest_block(grid: Grid) -> int:

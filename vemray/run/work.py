@@ -12,8 +12,9 @@ import numpy as np
 
 from vemray.errors import BlockError, StorageError, VemrayError, VolumeError
 from vemray.geometry import Box, Grid
-from vemray.ops.base import ArraySpec, Measure, Site
+from vemray.ops.base import Measure, Site
 from vemray.plan.graph import Node, _call_specs, arguments
+from vemray.plan.grids import grid_spec, other_boxes, read_inputs
 from vemray.run.numbering import NumberingFile
 from vemray.run.threads import keep_freed_memory
 from vemray.store import access, table
@@ -115,27 +116,30 @@ class Work:
 
     def site(self, node: Node, write: Box) -> Site:
         array_specs = [s for s in _call_specs(node.op, node.inputs, self.specs)]
-        first = next((s for s in array_specs if isinstance(s, ArraySpec)), None) or next(s for s in node.outputs.values() if isinstance(s, ArraySpec))
-        read = node.op.read_box(write, first.shape, first.spacing)
-        return Site(first.shape, first.spacing, read, write, tuple(array_specs))
+        grid = grid_spec(node, self.specs)
+        read = node.op.read_box(write, grid.shape, grid.spacing)
+        return Site(grid.shape, grid.spacing, read, write, tuple(array_specs), other_boxes(node, write, self.specs))
 
-    def call_arguments(self, node: Node, read: Box, stats: Stats) -> list[Any]:
-        """Values of the operator's inputs over `read`; of a table that `Operator.rows` names, the rows of the labels in it only."""
-        rows = {node.inputs[port]: (node.inputs[labels], column) for port, (labels, column) in node.op.rows().items()}
-        rows = {ref: which for ref, which in rows.items() if ref in self.tables}
-        values: dict[str, Any] = {}
-        for ref in sorted(dict.fromkeys(node.inputs.values()), key=lambda ref: ref in rows):
-            if ref in rows:
-                labels, column = rows[ref]
-                values[ref] = table.read_rows(self.tables[ref], column, distinct(values[labels]))
-            else:
-                values[ref] = self.evaluate(ref, read, stats)
-        return arguments(node.op, node.inputs, values.__getitem__)
+    def call_arguments(self, node: Node, site: Site, stats: Stats) -> list[Any]:
+        """Values of the operator's inputs at `site`; of a table that `Operator.rows` names, the rows of the labels in it only."""
+        rows = {port: which for port, which in node.op.rows().items() if node.inputs[port] in self.tables}
+        values: dict[str, Any] = dict.fromkeys(node.inputs)  # of an input used for its grid only: None
+        read: dict[tuple[str, Box], Any] = {}
+        for key, ref in sorted(read_inputs(node).items(), key=lambda one: one[0] in rows):
+            if key in rows:
+                labels, column = rows[key]
+                values[key] = table.read_rows(self.tables[ref], column, distinct(values[labels]))
+                continue
+            at = (ref, site.boxes.get(key, site.read))
+            if at not in read:
+                read[at] = self.evaluate(*at, stats)
+            values[key] = read[at]
+        return arguments(node.op, {key: key for key in node.inputs}, values.__getitem__)
 
     def apply(self, node: Node, write: Box, stats: Stats) -> Any:
         """Filter `node` over `write`, cropped."""
         site = self.site(node, write)
-        out = node.op(*self.call_arguments(node, site.read, stats), site=site)
+        out = node.op(*self.call_arguments(node, site, stats), site=site)
         return {k: cropped(v, site) for k, v in out.items()} if isinstance(out, dict) else cropped(out, site)
 
     def measure(self, write: Box, made: dict[str, np.ndarray], stats: Stats) -> dict[str, Any]:
@@ -190,7 +194,7 @@ class ModelWork(MapWork):
 
         lock = self._loaded.setdefault("lock", threading.Lock())
         site = self.site(self.target, write)
-        args = self.call_arguments(self.target, site.read, stats)
+        args = self.call_arguments(self.target, site, stats)
         with lock:
             out = self.target.op(*args, site=site)
         out = out if isinstance(out, dict) else {"": out}
@@ -203,7 +207,7 @@ class ModelWork(MapWork):
 class MeasureWork(Work):
     def _block(self, index, write, stats):
         site = self.site(self.target, write)
-        args = self.call_arguments(self.target, site.read, stats)
+        args = self.call_arguments(self.target, site, stats)
         return Bundle({self.target.name: self.target.op.measure(*args, site=site)})
 
 
@@ -221,7 +225,7 @@ class LabelWork(Work):
     def _local(self, write: Box, stats: Stats):
         op = self.target.op
         site = self.site(self.target, write)
-        return op.label(*self.call_arguments(self.target, site.read, stats), site=site)
+        return op.label(*self.call_arguments(self.target, site, stats), site=site)
 
     def _label(self, index, write, stats):
         found = self._local(write, stats)
