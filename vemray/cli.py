@@ -19,7 +19,12 @@ app = typer.Typer(
     help="Volume electron microscopy at scale: from FIB-SEM and SBF-SEM volumes to cell profiles.",
 )
 
-Volumes = Annotated[list[str], typer.Option("--volume", help="URL of the input volume; NAME=URL for a recipe with several inputs.")]
+Volumes = Annotated[
+    list[str],
+    typer.Option(
+        "--volume", "--input", help="URL of the input volume; NAME=URL for a recipe with several inputs, tables (.csv, .parquet) among them."
+    ),
+]
 Out = Annotated[str, typer.Option("--out", help="Folder or s3://bucket/prefix for everything the run makes.")]
 Sets = Annotated[list[str], typer.Option("--set", help="steps.NAME.parameter=value")]
 TrainSets = Annotated[list[str], typer.Option("--set", help="settings.NAME=value, such as settings.steps=1000; out=PATH")]

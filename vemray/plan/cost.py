@@ -182,10 +182,7 @@ def explain(plan: Plan, workers: int, done: set[str] = frozenset()) -> str:
     rows.append(("all", f"{workers} workers", *_row(total), over + duration(total.seconds / workers)))
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(v.ljust(w) if i < 2 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths))) for r in [head, *rows]]
-    sources = [
-        f"{n}: {s.volume.url}, {' x '.join(map(str, s.volume.shape))} voxels of {s.volume.spacing}, {s.volume.dtype}"
-        for n, s in plan.graph.sources.items()
-    ]
+    sources = [f"{n}: {s.described}" for n, s in plan.graph.sources.items()]
     how = f"blocks of {plan.options.block}, chunks of {plan.options.chunk}; bytes are of decoded voxels; time from a calibration on this machine"
     return "\n".join([*sources, how, "", *lines, "", f"kept: {', '.join(plan.keep)}"])
 

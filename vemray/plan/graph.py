@@ -16,8 +16,7 @@ from vemray.errors import InputError, RecipeError, nearest
 from vemray.ops import OPERATORS, build, find, parameters
 from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port
 from vemray.plan.recipe import Recipe
-from vemray.store.facts import TreeFacts
-from vemray.store.volume import Volume
+from vemray.plan.sources import Source, TableSource
 
 
 @dataclass(frozen=True)
@@ -34,23 +33,9 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Source:
-    """An input volume with its identity: a digest of its metadata and of size and time (or etag) of each of its objects."""
-
-    name: str
-    volume: Volume
-    key: str
-    facts: TreeFacts
-
-    @property
-    def spec(self) -> ArraySpec:
-        return self.volume.spec
-
-
-@dataclass(frozen=True)
 class Graph:
     recipe: Recipe
-    sources: dict[str, Source]
+    sources: dict[str, Source | TableSource]
     nodes: dict[str, Node]
     keep: tuple[str, ...]  # output names the user wants
 
@@ -80,17 +65,18 @@ def file_hash(path: str) -> str:
     return h.hexdigest()
 
 
-def resolve(recipe: Recipe, sources: Mapping[str, Source]) -> Graph:
-    """Bind `recipe` to its input volumes. RecipeError names the step and what is wrong with it."""
-    missing = [n for n in recipe.inputs if n not in sources]
+def resolve(recipe: Recipe, sources: Mapping[str, Source | TableSource]) -> Graph:
+    """Bind `recipe` to its inputs. RecipeError names the step and what is wrong with it."""
+    missing = [n for n in (*recipe.given_inputs, *recipe.inputs) if n not in sources]
     if missing:
-        raise RecipeError(f"the recipe '{recipe.name}' needs the input '{missing[0]}'. Give it with --volume {missing[0]}=URL.")
+        what = "FILE.csv" if recipe.inputs[missing[0]].kind == "table" else "URL"
+        raise RecipeError(f"the recipe '{recipe.name}' needs the input '{missing[0]}'. Give it with --volume {missing[0]}={what}.")
     for name, s in sources.items():
         if name not in recipe.inputs:
             raise RecipeError(f"the recipe '{recipe.name}' has no input '{name}'.{nearest(name, recipe.inputs)} It has: {', '.join(recipe.inputs)}.")
-        want, has = recipe.inputs[name].kind, s.spec.kind
-        if want != has and (want in ("labels", "mask") or has in ("labels", "mask")):
-            raise RecipeError(f"input '{name}' of the recipe '{recipe.name}' is {want}, but {s.volume.url} holds {has}.")
+        want, has = recipe.inputs[name].kind, s.spec if isinstance(s.spec, str) else s.spec.kind
+        if want != has and {want, has} & {"labels", "mask", "table"}:
+            raise RecipeError(f"input '{name}' of the recipe '{recipe.name}' is {want}, but {s.url} holds {has}.")
     nodes: dict[str, Node] = {}
     specs: dict[str, Any] = {n: s.spec for n, s in sources.items()}
     keys: dict[str, str] = {n: s.key for n, s in sources.items()}

@@ -20,8 +20,23 @@ class Strict(pydantic.BaseModel):
 
 
 class InputSpec(Strict):
-    kind: Literal["image", "probability", "mask", "labels"] = "image"
+    """An input that the user gives, or, with `of`, a coarser level of the pyramid of one that is given: `level` by its number, or the first whose
+    voxels have at least `min_voxel_nm` along every axis."""
+
+    kind: Literal["image", "probability", "mask", "labels", "table"] = "image"
     about: str = ""
+    of: str | None = None
+    level: int | None = pydantic.Field(None, ge=0)
+    min_voxel_nm: float | None = pydantic.Field(None, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _one_level(self):
+        ways = (self.level is not None) + (self.min_voxel_nm is not None)
+        if self.of is None and ways:
+            raise ValueError("'level' and 'min_voxel_nm' choose a level of another input: name it, of: INPUT")
+        if self.of is not None and ways != 1:
+            raise ValueError(f"say which level of '{self.of}' it is: level: 2, or min_voxel_nm: 32 (one of the two)")
+        return self
 
 
 class ReportSpec(Strict):
@@ -56,6 +71,37 @@ class Recipe(Strict):
     #: folder that relative paths in the recipe start from
     folder: str = pydantic.Field(default="", exclude=True)
 
+    @property
+    def given_inputs(self) -> list[str]:
+        """Inputs that the user gives; the others are levels of these."""
+        return [n for n, i in self.inputs.items() if i.of is None]
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _kind_of_levels(cls, data: Any):
+        """A level of an input is of the input's kind where it does not say so itself."""
+        inputs = data.get("inputs")
+        if not isinstance(inputs, dict) or not all(isinstance(i, dict) for i in inputs.values()):
+            return data
+        kinds = {n: inputs.get(str(i["of"]), {}).get("kind", "image") for n, i in inputs.items() if "of" in i and "kind" not in i}
+        return {**data, "inputs": {n: {**i, "kind": kinds[n]} if n in kinds else i for n, i in inputs.items()}}
+
+    @pydantic.model_validator(mode="after")
+    def _levels(self):
+        for name, i in self.inputs.items():
+            if i.of is None:
+                continue
+            whole = self.inputs.get(i.of)
+            if whole is None:
+                raise ValueError(f"inputs.{name}.of names '{i.of}', which is not an input.{nearest(i.of, self.given_inputs)}")
+            if whole.of is not None or whole.kind == "table":
+                raise ValueError(
+                    f"inputs.{name}.of names '{i.of}', which is {'a table' if whole.kind == 'table' else 'a level itself'}: name a volume"
+                )
+            if whole.kind != i.kind:
+                raise ValueError(f"inputs.{name} is {i.kind}, but it is a level of '{i.of}', which is {whole.kind}")
+        return self
+
     @pydantic.model_validator(mode="after")
     def _names(self):
         for name in [*self.steps, *self.inputs]:
@@ -84,6 +130,8 @@ class Recipe(Strict):
             if where == "report.tables":
                 if step not in self.steps:
                     raise ValueError(f"{where} names '{name}', which is not a step.{nearest(name, self.steps)}")
+            elif name in self.inputs and self.inputs[name].kind == "table":
+                raise ValueError(f"{where} names '{name}', which is a table")
             elif step not in self.steps and name not in self.inputs:
                 raise ValueError(f"{where} names '{name}', which is neither a step nor an input.{nearest(name, [*self.steps, *self.inputs])}")
             if step in self.steps and self.outputs is not None and step not in {o.partition(".")[0] for o in self.outputs}:

@@ -89,7 +89,7 @@ class Shown:
     @classmethod
     def of(cls, results: Results, spec: Mapping) -> tuple[Shown, list[str]]:
         """And lines about what could not be found."""
-        images = [n for n, facts in results.run["inputs"].items() if facts["kind"] == "image"]
+        images = [n for n, facts in results.run["inputs"].items() if facts["kind"] == "image" and "of" not in facts]
         name = spec.get("image") or (images[0] if len(images) == 1 else None)
         overlays = spec.get("overlays") or {n: n for n, kind in results.kinds.items() if kind == "labels"}
         found = {n: _volume(results, n) for n in [*([name] if name else []), *overlays.values()]}
@@ -104,7 +104,10 @@ def _volume(results: Results, name: str):
     if name not in results.volumes and facts is None:
         return f"'{name}' was not kept, so the pictures are without it: name it in the recipe's outputs."
     try:
-        return results.volumes[name] if facts is None else open_volume(facts["url"], spacing=Spacing(*facts["spacing_nm"]), kind=facts["kind"])
+        if facts is None:
+            return results.volumes[name]
+        level = facts.get("level", 0)
+        return open_volume(facts["url"], level, None if level else Spacing(*facts["spacing_nm"]), facts["kind"])
     except (VemrayError, OSError):
         url = access.shown(facts["url"] if facts else results.volumes.urls[name])
         return f"The {'input' if facts else 'output'} '{name}' was not found at {url}, so the pictures are without it."

@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import vemray.phantom.operators  # noqa: F401  registers `phantom`
-from vemray.errors import InputError, InterruptedRun, VemrayError
+from vemray.errors import InputError, InterruptedRun, VemrayError, VolumeError
 from vemray.ops.base import ArraySpec
-from vemray.plan import Options, Plan, Recipe, Source, fuse, load_recipe, resolve
+from vemray.plan import Options, Plan, Recipe, Source, TableSource, fuse, load_recipe, resolve
 from vemray.plan.graph import digest, file_hash
+from vemray.plan.recipe import InputSpec
 from vemray.run.engine import Engine
 from vemray.run.events import Events, JsonLines, Lines, Status
 from vemray.run.results import Results
 from vemray.store import access
-from vemray.store.facts import tree_facts
+from vemray.store.facts import TreeFacts, tree_facts
+from vemray.store.given_table import read_given_table
 from vemray.store.ledger import LEASE_SECONDS, Lease
 from vemray.store.table import read_json, write_json
+from vemray.store.volume import Volume, at_level, levels_of
 from vemray.store.volume import open as open_volume
 
 #: folders of an output that a run writes to
@@ -41,8 +44,35 @@ def source(name: str, url: str, kind: str | None = None, spacing=None) -> Source
     if kind and kind != volume.kind and volume.kind == "image" and "kind" not in volume.attributes:
         volume = open_volume(url, kind=kind, spacing=spacing)
     facts = tree_facts(volume.url)
-    what = (volume.path, volume.shape, volume.dtype, volume.spacing.zyx, volume.origin_nm, volume.kind, volume.dims, facts.digest)
-    return Source(name, volume, digest(*what), facts)
+    return Source(name, volume, _identity(volume, facts), facts)
+
+
+def _identity(volume: Volume, facts: TreeFacts) -> str:
+    return digest(volume.path, volume.shape, volume.dtype, volume.spacing.zyx, volume.origin_nm, volume.kind, volume.dims, facts.digest)
+
+
+def level_source(name: str, base: Source, spec: InputSpec) -> Source:
+    """The level of `base` that the recipe's input `name` asks for. VolumeError names the levels that there are."""
+    levels = levels_of(base.volume)
+    fine = [i for i, lv in enumerate(levels) if min(lv.spacing.zyx) >= (spec.min_voxel_nm or 0) * (1 - 1e-6)]
+    level = spec.level if spec.level is not None else next(iter(fine), len(levels))
+    if level >= len(levels):
+        wanted = f"level {spec.level}" if spec.level is not None else f"voxels of at least {spec.min_voxel_nm:g} nm along every axis"
+        listed = "; ".join(f"{i} of {lv.spacing}, {' x '.join(map(str, lv.shape))} voxels" for i, lv in enumerate(levels))
+        if len(levels) > 1:
+            raise VolumeError(f"the input '{name}' is to be {wanted} of '{base.name}', but {base.url} has none such. Its levels: {listed}.")
+        raise VolumeError(
+            f"the input '{name}' is to be {wanted} of '{base.name}', but {base.url} has no pyramid, only level {listed}. "
+            f"Import it with one: vemray import {base.url} NEW.zarr; or make a coarse volume by a step 'downsample'."
+        )
+    volume = at_level(base.volume, level, levels[level])
+    return Source(name, volume, _identity(volume, base.facts), base.facts, base.name)
+
+
+def table_source(name: str, url: str) -> TableSource:
+    """An input table, read whole; what it holds is what it is known by."""
+    given = read_given_table(absolute(url))
+    return TableSource(name, given, digest("table", given.digest))
 
 
 def absolute(url: str) -> str:
@@ -53,17 +83,25 @@ def absolute(url: str) -> str:
 def make_plan(
     recipe: Recipe | dict | str | Path, volumes: Mapping[str, Any] | str, options: Options | None = None, sets: list[str] | tuple[str, ...] = ()
 ) -> Plan:
-    """Resolve `recipe` against `volumes` (name -> URL, or one URL for a recipe with one input) and cut it into stages."""
+    """Resolve `recipe` against `volumes` (name -> URL of a volume or table, or one URL for a recipe with one input) and cut it into stages."""
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, sets)
+    given = recipe.given_inputs
     if isinstance(volumes, str | Path):
-        if len(recipe.inputs) != 1:
-            raise InputError(
-                f"the recipe '{recipe.name}' has {len(recipe.inputs)} inputs ({', '.join(recipe.inputs)}): name each, --volume NAME=URL."
-            )
-        volumes = {next(iter(recipe.inputs)): volumes}
-    sources = {
-        n: v if isinstance(v, Source) else source(n, str(v), recipe.inputs[n].kind if n in recipe.inputs else None) for n, v in volumes.items()
-    }
+        if len(given) != 1:
+            raise InputError(f"the recipe '{recipe.name}' has {len(given)} inputs ({', '.join(given)}): name each, --volume NAME=URL.")
+        volumes = {given[0]: volumes}
+    sources = {}
+    for n, v in volumes.items():
+        spec = recipe.inputs.get(n)
+        if spec and spec.of:
+            raise InputError(f"the input '{n}' is a level of '{spec.of}', from which it is taken: it is not given itself.")
+        if isinstance(v, Source | TableSource):
+            sources[n] = v
+        else:
+            sources[n] = table_source(n, str(v)) if spec and spec.kind == "table" else source(n, str(v), spec.kind if spec else None)
+    for n, spec in recipe.inputs.items():
+        if spec.of in sources and isinstance(sources[spec.of], Source):
+            sources[n] = level_source(n, sources[spec.of], spec)
     return fuse(resolve(recipe, sources), options)
 
 
@@ -82,7 +120,7 @@ def run(
     report: bool = True,
     keep_intermediates: bool = False,
 ) -> Results:
-    """Run `recipe` on `volumes` into the folder or bucket `out` and return its Results.
+    """Run `recipe` on `volumes` (and tables, by the names of its inputs) into the folder or bucket `out` and return its Results.
 
     runner: None or 'ray' (local Ray with `workers` CPUs, or the cluster at `address`), 'serial', or a Runner. A run that was
     interrupted, or whose parameters changed, does only what is missing; `keep_intermediates` leaves in `out/scratch` what the recipe does
@@ -95,7 +133,7 @@ def run(
     lease = Lease(out)
     lease.take()
     run_id = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-    dataset = dataset or next((dataset_name(s.volume.url) for s in plan.graph.sources.values()), plan.graph.recipe.name)
+    dataset = dataset or default_dataset(plan)
     record = provenance(plan, dataset, run_id)
     owned = runner is None or isinstance(runner, str)
     status = Status(out, {"run": run_id, "state": "running", "recipe": plan.graph.recipe.name})
@@ -162,10 +200,8 @@ def _refuse_overlap(plan: Plan, out: str) -> None:
         return access.join(url).rstrip("/") == folder.rstrip("/") or url.startswith(folder.rstrip("/") + "/")
 
     for s in plan.graph.sources.values():
-        if inside(out, s.volume.url) or any(inside(s.volume.url, access.join(out, f)) for f in WRITTEN):
-            raise InputError(
-                f"the output {out} and the input {s.volume.url} lie inside each other. Inputs are never written to: choose another --out."
-            )
+        if inside(out, s.url) or any(inside(s.url, access.join(out, f)) for f in WRITTEN):
+            raise InputError(f"the output {out} and the input {s.url} lie inside each other. Inputs are never written to: choose another --out.")
 
 
 def _of_before(out: str, record: dict, nothing_new: bool) -> dict:
@@ -182,6 +218,11 @@ def _of_before(out: str, record: dict, nothing_new: bool) -> dict:
     return kept
 
 
+def default_dataset(plan: Plan) -> str:
+    """The first volume's name; without volumes the recipe's."""
+    return next((dataset_name(s.url) for s in plan.graph.sources.values() if isinstance(s, Source)), plan.graph.recipe.name)
+
+
 def dataset_name(url: str) -> str:
     """'hela.1' of '/data/hela.1.ome.zarr'."""
     return url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr").removesuffix(".ome")
@@ -190,7 +231,7 @@ def dataset_name(url: str) -> str:
 def against(plan: Plan, out: str, dataset: str | None = None) -> tuple[Plan, set[str]]:
     """The plan as it would run into `out`, and the names of the stages that need not."""
     access.reach(out)
-    name = dataset or next((dataset_name(s.volume.url) for s in plan.graph.sources.values()), plan.graph.recipe.name)
+    name = dataset or default_dataset(plan)
     engine = Engine(plan, absolute(out), None, None, name)
     return engine.plan, {s.name for s in engine.plan.stages} - engine.needed()
 
@@ -271,17 +312,11 @@ def now() -> str:
 def provenance(plan: Plan, dataset: str, run_id: str) -> dict:
     """What a reviewer needs to repeat the run: the recipe as resolved, inputs, models, versions."""
     graph = plan.graph
-    inputs = {}
-    for name, s in graph.sources.items():
-        inputs[name] = {
-            "url": s.volume.url, "shape": s.volume.shape, "dtype": s.volume.dtype, "kind": s.volume.kind, "spacing_nm": s.volume.spacing.zyx,
-            "objects": s.facts.objects, "bytes": s.facts.bytes, "digest": s.facts.digest,
-        }  # fmt: skip
     files = sorted({f for n in graph.nodes.values() for f in n.op.files()})
     return {
         "vemray": version(), "run": run_id, "dataset": dataset, "started": now(),
         "recipe": graph.recipe.model_dump(mode="json"),
-        "inputs": inputs,
+        "inputs": {n: s.record for n, s in graph.sources.items()},
         "models": {f: file_hash(f) for f in files},
         "steps": {n.name: {"op": n.op.name, "key": n.key, "outputs": {o: s if isinstance(s, str) else _spec(s) for o, s in n.outputs.items()}} for n in graph.nodes.values()},
         "keep": list(plan.keep),

@@ -18,10 +18,11 @@ from vemray.errors import BlockError, VemrayError
 from vemray.geometry import Grid, Int3
 from vemray.ops.base import ArraySpec, Labeller
 from vemray.plan.graph import arguments
+from vemray.plan.sources import TableSource
 from vemray.plan.stages import Options, Plan, Stage, fuse
 from vemray.run.reduce import Tree, merge_cube
 from vemray.run.work import WORKS, LabelWork, ModelWork, PyramidWork, Stats, Work, finish_labels, finish_measures, run_analysis
-from vemray.store import access
+from vemray.store import access, table
 from vemray.store.ledger import PassLedger, StageLedger
 from vemray.store.volume import Volume, create
 from vemray.store.volume import open as open_volume
@@ -92,7 +93,7 @@ class Engine:
         return f"{'volumes' if ref in self.plan.keep else 'scratch'}/{ref}.zarr"
 
     def url(self, ref: str) -> str:
-        return access.join(self.out, self.relative(ref))
+        return access.join(self.out, f"scratch/{ref}.parquet" if ref in self.plan.graph.sources else self.relative(ref))
 
     def ledger(self, stage: Stage) -> StageLedger:
         return StageLedger.of(self.out, stage.name, stage.key)
@@ -182,6 +183,9 @@ class Engine:
         return self.runner.get(handle)
 
     def _run_stage(self, stage: Stage, ledger: StageLedger, tally: Tally) -> dict:
+        for ref in stage.reads:
+            if isinstance(given := self.plan.graph.sources.get(ref), TableSource):  # as it was read and keyed, whatever becomes of the file
+                table.write_table(self.url(ref), given.given.table)
         if stage.kind == "analysis":
             self.events("stage", stage=stage.name, title=stage.title, pass_name="", blocks=1, done=0)
             args = arguments(stage.target.op, stage.target.inputs, self.url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,6 +67,56 @@ def open(url: str, level: int = 0, spacing: Spacing | None = None, kind: str | N
         tuple(shard[i] for i in zyx), tuple(chunk[i] for i in zyx), len(ms.paths), False, ms.name, dims,
     )  # fmt: skip
     return _writable(volume, ms) if writable else volume
+
+
+@dataclass(frozen=True)
+class LevelFacts:
+    """One resolution level as the metadata of a multiscale describe it."""
+
+    path: str
+    shape: Int3
+    spacing: Spacing
+    origin_nm: tuple[float, float, float]
+    dtype: str
+    shard: Int3
+    chunk: Int3
+
+
+def levels_of(volume: Volume) -> list[LevelFacts]:
+    """All levels of a volume opened at level 0, finest first. Where it was opened with a voxel size of the user's, the others are scaled alike."""
+    node = metadata.read_node(volume.url)
+    ms = metadata.read_multiscale(node, access.shown(volume.url)) if node and node.type == "group" else None
+    if ms is None:
+        return [LevelFacts(volume.path, volume.shape, volume.spacing, volume.origin_nm, volume.dtype, volume.shard, volume.chunk)]
+    zyx = tuple(volume.dims.index(a) for a in "zyx")
+    out = []
+    for level, path in enumerate(ms.paths):
+        array = metadata.read_node(access.join(volume.url, path))
+        if array is None or array.type != "array":
+            raise VolumeError(f"{access.shown(volume.url)} is incomplete: its metadata names the array '{path}', which is not there.")
+        shape, dtype, shard, chunk = (tuple(v[i] for i in zyx) if isinstance(v, tuple) else v for v in _array_facts(array, volume.where))
+        if _says_itself(volume, ms, zyx):
+            spacing, origin = metadata.spacing_of(ms, level, zyx, volume.where)
+        else:
+            spacing = _scaled(volume.spacing, ms, level, zyx)
+            shift = (ms.translations[level][i] - ms.translations[0][i] for i in zyx)
+            unit = (s / ms.scales[0][i] if ms.scales[0] else 1.0 for s, i in zip(volume.spacing.zyx, zyx))  # nm
+            origin = tuple(o + d * u for o, d, u in zip(volume.origin_nm, shift, unit))
+        out.append(LevelFacts(path, shape, spacing, origin, dtype_in_memory(dtype, volume.kind, volume.where), shard, chunk))
+    return out
+
+
+def _says_itself(volume: Volume, ms: metadata.Multiscale, zyx: Int3) -> bool:
+    """Whether the volume has the voxel size that its file says."""
+    try:
+        return metadata.spacing_of(ms, 0, zyx, volume.where) == (volume.spacing, volume.origin_nm)
+    except VolumeError:
+        return False
+
+
+def at_level(volume: Volume, level: int, facts: LevelFacts) -> Volume:
+    """The handle on another level of a volume opened to read."""
+    return replace(volume, level=level, writable=False, pyramid=(), **vars(facts))
 
 
 def _nothing_here(url: str) -> str:

@@ -20,9 +20,9 @@ from vemray.errors import StorageError, VolumeError
 from vemray.geometry import Int3, Spacing
 from vemray.store import access, metadata, pyramid, shards
 from vemray.store.handle import KINDS, Volume, dtype_in_memory, fill_level, forget
-from vemray.store.opening import open, split_channel
+from vemray.store.opening import at_level, levels_of, open, split_channel
 
-__all__ = ["KINDS", "Volume", "create", "fill_level", "open", "replacing", "split_channel"]
+__all__ = ["KINDS", "Volume", "at_level", "create", "fill_level", "levels_of", "open", "replacing", "split_channel"]
 
 #: files at the top of a Zarr node
 METADATA = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
