@@ -22,11 +22,14 @@ def test_recipes_in_the_docs_run(page, tmp_path):
     grey = np.where(ball, 190, 80) + np.random.default_rng(0).normal(0, 9, ball.shape)
     em = create(str(tmp_path / "cell.zarr"), ball.shape, "uint8", Spacing(8, 8, 8), shard=(128,) * 3, chunk=(64,) * 3)
     em.write(Box.of(ball.shape), grey.astype(np.uint8))
+    (tmp_path / "classes.csv").write_text("label,group\n1,2\n2,2\n")
     snippets = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.S)
     assert snippets
     for i, text in enumerate(snippets):
         (tmp_path / f"r{i}.yaml").write_text(text)
-        results = vemray.run(tmp_path / f"r{i}.yaml", tmp_path / "cell.zarr", tmp_path / f"out{i}", runner="serial", listeners=(lambda e: None,))
+        kinds = {n: s.kind for n, s in load_recipe(tmp_path / f"r{i}.yaml").inputs.items() if not s.of}
+        volumes = {n: tmp_path / ("classes.csv" if kind == "table" else "cell.zarr") for n, kind in kinds.items()}
+        results = vemray.run(tmp_path / f"r{i}.yaml", volumes, tmp_path / f"out{i}", runner="serial", listeners=(lambda e: None,))
         assert results.labels and results.tables and (tmp_path / f"out{i}" / "report" / "index.html").exists()
         for name in results.labels:
             assert results.labels[name].values.max() > 0, "the example finds something"
