@@ -291,6 +291,8 @@ def test_no_array_outlives_its_block(mask_url, tmp_path, monkeypatch):
         most.append(len(living))
         return array
 
+    # compiling a kernel keeps its arguments until a collection: done before
+    vemray.run({**LABEL, "steps": steps}, mask_url, tmp_path / "first", runner="serial", **QUIET)
     monkeypatch.setattr(Volume, "read", watched)
     gc.disable()
     try:
