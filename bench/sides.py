@@ -320,5 +320,36 @@ def infer(volume: str, out: str) -> dict:
     return {**clock.read(), "voxels": int(np.prod(src["v"].volume.shape))}
 
 
+#: of the kernel density: about as many pores to the um3 as a layer of 200 nm with 15 to the um2 has
+BANDWIDTH_NM = 100.0
+
+
+def _points() -> np.ndarray:
+    """100,000 points in a cube of 11 um."""
+    return np.random.default_rng(0).random((100_000, 3)) * 11_000
+
+
+def sklearn_density() -> dict:
+    from sklearn.neighbors import KernelDensity
+
+    zyx = _points()
+    clock = Clock()
+    density = KernelDensity(kernel="gaussian", bandwidth=BANDWIDTH_NM).fit(zyx).score_samples(zyx[:1000])
+    return {**clock.read(), "points": len(density), "log_density": density.tolist()}
+
+
+def kernel_density() -> dict:
+    import pyarrow as pa
+
+    from vemray.ops import build
+
+    op, zyx = build("kernel_density", {"bandwidth_nm": BANDWIDTH_NM}), _points()
+    table = pa.table({"label": np.arange(1, len(zyx) + 1, dtype=np.uint64), **{f"centroid_{a}_nm": zyx[:, i] for i, a in enumerate("zyx")}})
+    op(table.slice(0, 100))
+    clock = Clock()
+    density = op(table)["log_density_per_nm3"].to_pylist()
+    return {**clock.read(), "points": len(density), "log_density": density[:1000]}
+
+
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])) + "\n")

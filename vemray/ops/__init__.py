@@ -14,6 +14,7 @@ from vemray.ops import (  # noqa: F401
     local_threshold,
     logic,
     measure,
+    neighbourhood,
     objects,
     resample,
     smooth,
