@@ -18,6 +18,8 @@ from vemray.ops import (  # noqa: F401
     objects,
     resample,
     smooth,
+    statistics,
+    tables,
     threshold,
     tophat,
     watershed,
