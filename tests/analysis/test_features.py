@@ -32,6 +32,8 @@ TABLE = pa.table({
         ("touches_border == True", [1, 2**63]),
         ("volume_nm3 / 0 > 1", [1, 2, 2**63]),
         ("  voxels > 100 ", []),
+        ("min(voxels, 4) == 4", [2, 3, 2**63]),
+        ("max(voxels, volume_nm3) > 5 and sqrt(abs(-voxels)) < 2.4", [2]),
     ],
 )
 def test_selects(where, selected):

@@ -156,11 +156,18 @@ def _smoothed(positions: np.ndarray, fields: np.ndarray, k: int, at: np.ndarray)
 
 
 def _fit(target: np.ndarray, made: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """alpha, beta >= 0 of target = alpha + beta * made by least squares, and the squared error, for each column of `made`."""
-    t, m = target - target.mean(), made - made.mean(0)
-    spread = (m * m).sum(0)
-    beta = np.maximum(0, np.divide((t * m).sum(0), spread, out=np.zeros_like(spread), where=spread > 0))
-    alpha = target.mean() - beta * made.mean(0)
-    through = np.divide((target * made).sum(0), (made * made).sum(0), out=np.zeros_like(spread), where=(made * made).sum(0) > 0)
-    beta, alpha = np.where(alpha < 0, through, beta), np.maximum(alpha, 0)
-    return alpha, beta, ((target - alpha - beta * made) ** 2).sum(0)
+    """alpha, beta >= 0 of target = alpha + beta * made, and the squared error, for each column of `made`. Least squares of the relative error,
+    as is usual of variograms (Cressie 1985, Math Geol 17:563): near pairs, whose values differ least, would else count least."""
+    size = np.maximum(target, 1e-6 * target.max(initial=1e-300))
+    weight = size**-2 / (size**-2).sum()
+    t_mean, m_mean = (weight * target).sum(), (weight * made).sum(0)
+    t, m = target - t_mean, made - m_mean
+    beta = np.maximum(0, _ratio((weight * t * m).sum(0), (weight * m * m).sum(0)))
+    alpha = t_mean - beta * m_mean
+    beta = np.where(alpha < 0, _ratio((weight * target * made).sum(0), (weight * made * made).sum(0)), beta)
+    alpha = np.maximum(alpha, 0)
+    return alpha, beta, (weight * (target - alpha - beta * made) ** 2).sum(0)
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros_like(b), where=b > 0)

@@ -45,9 +45,7 @@ def join(tables: Mapping[str, object], on: str = KEY, missing: Literal["error", 
     prefix = dict(prefix or {})
     for name in prefix:
         if name not in tables:
-            raise RecipeError(
-                f"prefix names '{name}', which is not among the tables.{nearest(name, tables)} There are: {', '.join(tables)}."
-            )
+            raise RecipeError(f"prefix names '{name}', which is not among the tables.{nearest(name, tables)} There are: {', '.join(tables)}.")
     if not tables:
         raise RecipeError("join needs one table or more.")
     (first, left), *others = tables.items()
