@@ -93,7 +93,7 @@ def test_density_is_scikit_learns(n, h, lattice):
     want = KernelDensity(kernel="gaussian", bandwidth=h).fit(zyx).score_samples(zyx)
     np.testing.assert_allclose(got["log_density_per_nm3"].to_numpy(), want, rtol=1e-12, atol=1e-11)
     np.testing.assert_allclose(got["density_per_um3"].to_numpy(), np.exp(want) * 1e9, rtol=1e-10)
-    np.testing.assert_allclose(got["objects_per_um3"].to_numpy(), n * np.exp(want) * 1e9, rtol=1e-10)
+    np.testing.assert_allclose(got["number_density_per_um3"].to_numpy(), n * np.exp(want) * 1e9, rtol=1e-10)
     exact = np.exp(-(cdist(zyx, zyx) ** 2) / (2 * h * h)).sum(1)
     np.testing.assert_allclose(got["kernel_sum"].to_numpy(), exact, rtol=2e-12)
 

@@ -9,7 +9,7 @@ CORRELATION = {
     "y_distinct": 312, "spearman_rho": -0.412, "spearman_p": 3.2e-14, "spearman_low": -0.498, "spearman_high": -0.313, "spearman_p_spatial": 0.004,
 }  # fmt: skip
 GROUPS = {
-    "by": None, "value": "objects_per_um3", "group_a": "section = 1", "group_b": "section = 2", "objects": "pores", "n_a": 400, "n_b": 900, "dropped": 0,
+    "by": None, "value": "number_density_per_um3", "group_a": "section = 1", "group_b": "section = 2", "objects": "pores", "n_a": 400, "n_b": 900, "dropped": 0,
     "datasets": 1, "ties": 0, "mean_a": 12.34, "mean_b": 9.87, "sd_a": 3.0, "sd_b": 2.5, "difference": 2.47, "difference_low": 2.1,
     "difference_high": 2.8, "welch_t": 14.6, "welch_p": 1e-40, "mann_whitney_p": 1e-38, "cohens_d": 0.93, "cliffs_delta": 0.5, "p_spatial": 0.03,
 }  # fmt: skip
@@ -66,7 +66,7 @@ def test_correlations(change, said, not_said):
 
 def test_groups_in_full():
     assert groups() == (
-        "Among 1300 pores, objects (per um3) was higher in section = 1 (mean 12.3, sd 3, n = 400) than in section = 2 (mean 9.87, sd 2.5, n = 900): "
+        "Among 1300 pores, number density (per um3) was higher in section = 1 (mean 12.3, sd 3, n = 400) than in section = 2 (mean 9.87, sd 2.5, n = 900): "
         "difference 2.47, 95 % CI 2.1 to 2.8; Welch t = 14.6, p = 1.0e-40; Mann-Whitney p = 1.0e-38; Cohen's d = 0.93, Cliff's delta = 0.5; "
         "permutation respecting spatial dependence p = 0.03. " + CELL
     )
@@ -76,7 +76,7 @@ def test_groups_in_full():
     "change, said, not_said",
     [
         ({"difference": -2.47}, "was lower in section = 1", "higher"),
-        ({"welch_p": 0.2}, "no difference of objects (per um3) was found between section = 1", "higher"),
+        ({"welch_p": 0.2}, "no difference of number density (per um3) was found between section = 1", "higher"),
         ({"p_spatial": 0.4}, "; but not beyond what chance gives where near objects are alike", None),
         ({"p_spatial": None}, "Cliff's delta = 0.5. Objects", "permutation"),
         ({"welch_p": None, "n_b": 1, "sd_b": None}, "cannot be tested: each group needs two objects", "higher"),

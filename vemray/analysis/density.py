@@ -18,7 +18,7 @@ _CELLS = 1 << 20
 
 def kernel_density(table, bandwidth_nm: float):
     """pyarrow.Table with a row for each row of `table`: `label`; `log_density_per_nm3`, the natural logarithm of the Gaussian kernel density
-    at the object's centre, which integrates to 1 over space; `density_per_um3`, the same density; `objects_per_um3`, that times the number of
+    at the object's centre, which integrates to 1 over space; `density_per_um3`, the same density; `number_density_per_um3`, that times the number of
     objects; `kernel_sum`, the sum of exp(-d^2 / 2 h^2) over all objects, itself included (1 for one that stands alone). Each data set
     has its own density. Empty for an object without a centre."""
     import pyarrow as pa
@@ -37,7 +37,7 @@ def kernel_density(table, bandwidth_nm: float):
         "label": table.column("label"),
         "log_density_per_nm3": pa.array(log_density, mask=none),
         "density_per_um3": pa.array(density, mask=none),
-        "objects_per_um3": pa.array(density * number, mask=none),
+        "number_density_per_um3": pa.array(density * number, mask=none),
         "kernel_sum": pa.array(total, mask=none),
     }
     if "dataset" in table.column_names:

@@ -60,7 +60,7 @@ class KernelDensity(Analysis):
 
     Columns, a row for each object: `label`; `log_density_per_nm3`, the natural logarithm of the density that integrates to 1 over space:
     sum_j exp(-d_ij^2 / 2 h^2) / (n (2 pi)^(3/2) h^3) (Silverman 1986, Density Estimation, 4.2); `density_per_um3`, the same as a number;
-    `objects_per_um3`, times the number of objects n; `kernel_sum`, the sum alone: how many objects lie about one bandwidth around it, itself
+    `number_density_per_um3`, times the number of objects n; `kernel_sum`, the sum alone: how many objects lie about one bandwidth around it, itself
     included. Pairs so far apart that all of them together change a density by less than 1e-12 of its value are left out. Near the border of
     the volume, or on a membrane, it is no density per volume of tissue: compare places of one kind."""
 
