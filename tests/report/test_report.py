@@ -39,9 +39,10 @@ def finished(tmp_path_factory):
             "bright": {"op": "threshold", "image": "em", "method": "otsu"}, "objects": {"op": "connected_components", "mask": "bright"},
             "objects_table": {"op": "measure", "labels": "objects", "image": "em"},
             "none": {"op": "filter_objects", "labels": "objects", "where": "volume_voxels > 1e9"}, "none_table": {"op": "measure", "labels": "none"},
+            "relation": {"op": "correlate", "table": "objects_table", "x": "volume_nm3", "y": "sphericity", "permutations": 19, "bootstraps": 50},
             "composition": {"op": "composition", "tables": {"objects": "objects_table", "none": "none_table"}, "whole": "objects"},
         },
-        "outputs": ["objects", "objects_table", "none_table", "composition"], "report": {"image": "em", "overlays": {"objects": "objects"}},
+        "outputs": ["objects", "objects_table", "none_table", "composition", "relation"], "report": {"image": "em", "overlays": {"objects": "objects"}},
     }  # fmt: skip
     out = str(folder / "out")
     results = vemray.run(recipe, em, out, runner="serial", options=Options((64,) * 3, (32,) * 3), report=False, listeners=(lambda e: None,))
@@ -58,6 +59,7 @@ def test_it_holds_what_a_reviewer_asks_for(finished):
         "no network"
     )
     assert page.count("data:image/jpeg") == 2
+    assert "<h2>Statistics</h2>" in page and "Spearman" in page and "not independent replicates" in page
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed; .ci/run installs it")

@@ -65,6 +65,7 @@ def render(results: Results) -> str:
         notes=notes,
         colours=colours,
         composition=composition,
+        statistics=_statistics(results, chosen),
         classes=[_class(n, t, _colour(run, spec, n, colours)) for n, t in tables.items()],
         evaluation=_evaluation(run),
         recipe=json.dumps(run["recipe"], indent=2),
@@ -147,6 +148,17 @@ def _composition(results: Results, chosen: list[str], colours: Mapping[str, str]
             )
         return {"name": n, "rows": rows, "percents": percents, "figure": figure}
     return None
+
+
+def _statistics(results: Results, chosen: list[str]) -> list[dict]:
+    """Results in words: every table that carries sentences, with the warning beside each."""
+    out = []
+    for n in chosen:
+        t = results.arrow[n]
+        if "sentence" in t.column_names:
+            rows = [(r["sentence"], r.get("warning") or "") for r in t.slice(0, ROWS).to_pylist() if r["sentence"]]
+            out.append({"name": n, "rows": rows})
+    return out
 
 
 def _class(name: str, table, colour: str) -> dict[str, Any]:
