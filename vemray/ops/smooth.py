@@ -187,7 +187,7 @@ def gaussian(image: np.ndarray, sigma_nm: float, site: Site) -> np.ndarray:
     out = np.empty(site.write.shape, np.float32)
     if image.dtype == np.float16:
         image = image.astype(np.float32)
-    _convolve(image, *weights, *reflections(radius, site), unit, out)
+    convolve(image, *weights, *reflections(radius, site), unit, out)
     return out
 
 
@@ -195,7 +195,7 @@ def gaussian(image: np.ndarray, sigma_nm: float, site: Site) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _convolve(image, wz, wy, wx, iz, iy, ix, unit, out):
+def convolve(image, wz, wy, wx, iz, iy, ix, unit, out):
     """Separable symmetric convolution, plane by plane: z, then y, then x. Every voxel adds its terms from the centre outwards.
     iz, iy, ix: rows of `image` that the output's voxels, and a kernel's radius more on each side, take."""
     nz, ny, nx = out.shape
