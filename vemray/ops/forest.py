@@ -13,7 +13,7 @@ from pydantic import Field
 from vemray.errors import RecipeError
 from vemray.geometry import Box, Int3, Spacing
 from vemray.ops.base import ArraySpec, Composite, Filter, Measure, Operator, Port, Site, Step, register
-from vemray.ops.forest_kernels import breadth_first, classify, walk
+from vemray.ops.forest_kernels import TOGETHER, classify, lay_out, vote
 from vemray.ops.intensity import GREY
 from vemray.ops.logic import BINARY, is_set
 from vemray.ops.pixel_features import THICK, Described, part_of
@@ -75,7 +75,8 @@ class TrainForest(Training, Measure):
     Result: {'classes', 'features', 'sigmas_nm', 'window', 'columns', 'spacing_nm', 'annotated' and 'used' (voxels of each class),
     'out_of_bag' (share of the used voxels, each class weighing the same, that trees which did not see them name rightly; too good where annotated voxels
     are neighbours), 'importance' of each column (sums to 1), 'trees'}. A tree is lists over its nodes: 'feature' (a column; -1 in a leaf), 'threshold'
-    (to the left if value <= threshold; exact float32), 'left' and 'right' (nodes; in a leaf the row of 'probability', and -1). JSON, some 60 bytes a node."""
+    (to the left if value <= threshold; exact float32), 'left' and 'right' (nodes; in a leaf the row of 'probability', and -1), in preorder. JSON, some 35
+    bytes a node."""
 
     gives = "scalars"
     serves = "step 6: the whole cell by a pixel classifier"
@@ -261,47 +262,30 @@ def _tree(tree) -> dict[str, list]:
     }
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """The arrays of a forest as the kernels take them."""
-
-    roots: np.ndarray
-    depths: np.ndarray
-    feature: np.ndarray
-    threshold: np.ndarray
-    left: np.ndarray
-    leaf: np.ndarray
-    probability: np.ndarray
-
-    @classmethod
-    def of(cls, forest: Mapping[str, Any]) -> Compiled:
-        trees = forest["trees"]
-        sizes, rows = (np.cumsum([0] + [len(t[k]) for t in trees]) for k in ("feature", "probability"))
-        n = int(sizes[-1])
-        out = cls(
-            sizes[:-1].astype(np.int32), np.empty(len(trees), np.int32), np.empty(n, np.int32), np.empty(n, np.float32), np.empty(n, np.int32),
-            np.empty(n, np.int32), np.concatenate([np.asarray(t["probability"], np.float64) for t in trees]),
-        )  # fmt: skip
-        for i, t in enumerate(trees):
-            lists = (
-                np.asarray(t["feature"], np.int32),
-                np.asarray(t["threshold"], np.float32),
-                *(np.asarray(t[k], np.int32) for k in ("left", "right")),
-            )
-            out.depths[i] = breadth_first(*lists, sizes[i], rows[i], out.feature, out.threshold, out.left, out.leaf)
-        return out
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        return (self.roots, self.depths, self.feature, self.threshold, self.left, self.leaf, self.probability)
+def compiled(forest: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+    """The arrays of a forest as the kernels take them: of trees, of nodes, and the probabilities of the leaves."""
+    trees = forest["trees"]
+    roots, rows = (np.cumsum([0] + [len(t[k]) for t in trees]) for k in ("feature", "probability"))
+    nodes = [np.empty(roots[-1], dtype) for dtype in (np.uint32, np.float32, np.uint32, np.int32, np.uint32)]
+    depths = np.empty(len(trees), np.int64)
+    for i, t in enumerate(trees):
+        lists = np.asarray(t["feature"], np.int64), np.asarray(t["threshold"], np.float32), *(np.asarray(t[k], np.int64) for k in ("left", "right"))
+        depths[i] = lay_out(*lists, roots[i], rows[i], *nodes)
+    probability = np.concatenate([np.asarray(t["probability"], np.float64) for t in trees])
+    return (roots.astype(np.uint32), depths, rows[:-1].astype(np.uint32), *nodes, probability)
 
 
 def probabilities(forest: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     """float64 (n, classes) of feature vectors `x` (float32, (n, columns)): what scikit-learn's `predict_proba` gives."""
-    c = Compiled.of(forest)
-    sums = np.empty((len(x), c.probability.shape[1]))
-    walk(np.ascontiguousarray(x, np.float32), len(x), *c.arrays, np.empty(len(x), np.int32), sums)
-    return sums / len(c.roots)
+    arrays = compiled(forest)
+    out, sums, node = np.empty((len(x), len(forest["classes"]))), np.empty((len(forest["classes"]), TOGETHER)), np.empty(TOGETHER, np.uint32)
+    some = np.zeros((x.shape[1], TOGETHER), np.float32)
+    for i in range(0, len(x), TOGETHER):
+        n = min(TOGETHER, len(x) - i)
+        some[:, :n] = x[i : i + n].T
+        vote(some.reshape(-1), n, *arrays, node, sums)
+        out[i : i + n] = sums[:, :n].T
+    return out / len(forest["trees"])
 
 
 @dataclass(frozen=True)
@@ -363,7 +347,7 @@ class ClassifyPixels(Showing, Classes, Filter):
         out = np.empty((len(names), *site.write.shape), np.uint8)
         wanted = np.array([self.classes.index(n) for n in names] if self.show == "probabilities" else [], np.int64)
         here = np.empty((0, 0, 0), np.bool_) if mask is None else np.ascontiguousarray(is_set(mask[site.crop]))
-        arrays = Compiled.of(forest).arrays
+        arrays = compiled(forest)
         for z, slab in self.stream(image, site):
             part = slice(z - site.write.start[0], z - site.write.start[0] + slab.shape[1])
             if image.dtype.kind == "f" and not np.isfinite(slab).all():
