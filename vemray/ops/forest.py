@@ -42,9 +42,9 @@ class Classes(Described):
             if not name.replace("_", "a").isalnum():
                 raise RecipeError(f"'{name}' cannot be a class: give it a name of letters, digits and _.")
         if len(set(self.classes)) < len(self.classes):
-            raise RecipeError(f"'classes' of '{self.name}' names a class twice: {', '.join(self.classes)}.")
+            raise RecipeError(f"'classes' names a class twice: {', '.join(self.classes)}.")
         if len(self.classes) > 255:
-            raise RecipeError(f"'{self.name}' takes at most 255 classes, got {len(self.classes)}.")
+            raise RecipeError(f"at most 255 classes are possible, got {len(self.classes)}.")
 
 
 @dataclass(frozen=True)

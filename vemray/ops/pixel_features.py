@@ -57,9 +57,9 @@ class Described(Operator):
         for key in ("sigmas_nm", "features"):
             values = getattr(self, key)
             if len(set(values)) < len(values):
-                raise RecipeError(f"'{key}' of '{self.name}' names something twice: {', '.join(map(str, values))}.")
+                raise RecipeError(f"'{key}' names something twice: {', '.join(map(str, values))}.")
         if not all(math.isfinite(s) and s > 0 for s in self.sigmas_nm):
-            raise RecipeError(f"'sigmas_nm' of '{self.name}' must be positive numbers of nm, got {', '.join(f'{s:g}' for s in self.sigmas_nm)}.")
+            raise RecipeError(f"'sigmas_nm' must be positive numbers of nm, got {', '.join(f'{s:g}' for s in self.sigmas_nm)}.")
 
     def reaches(self, sigma_nm: float, spacing: Spacing) -> tuple[Int3, int, Int3]:
         """Voxels that take part on each side: in the smoothing, in the differences, in the structure tensor's window."""
