@@ -190,6 +190,30 @@ def import_(
 
 
 @app.command()
+def annotate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of painted planes (plane_0010.tif or .png), or CSV of points: z_nm,y_nm,x_nm (or z,y,x),class[,radius_nm,stroke]."
+        ),
+    ],
+    target: Annotated[str, typer.Argument(help="OME-Zarr of labels to write, folder or s3://.")],
+    like: Annotated[str, typer.Option("--like", help="The volume that was annotated.")],
+    level: Annotated[int, typer.Option("--level", min=0, help="Its level of the pyramid on which the labels lie.")] = 0,
+    classes: Annotated[str, typer.Option("--classes", help="Names of the classes 1, 2, ... with commas between: resin,cell")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it is a volume.")] = False,
+) -> None:
+    """Make sparse labels of painted planes, points or strokes, for `pixel_classifier` and `train_forest`. 0 is unknown."""
+    from vemray.store.volume import open
+    from vemray.training.annotation import annotate
+
+    names = [n.strip() for n in classes.split(",") if n.strip()]
+    v = annotate(source, target, open(like, level), names, overwrite)
+    counts = ", ".join(f"{n:,} {name}" for name, n in v.attributes["annotations"]["voxels"].items())
+    say(f"{v.url}: {' x '.join(map(str, v.shape))} voxels (z, y, x) of {v.spacing}; annotated: {counts}")
+
+
+@app.command()
 def ops(name: Annotated[str | None, typer.Argument(help="One operator, in full.")] = None) -> None:
     """Every operator with its parameters, units and contract, printed from the registry."""
     import shutil

@@ -12,18 +12,17 @@ settings: {steps: 400}
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pydantic
 
 from vemray.errors import InputError, RecipeError, nearest
 from vemray.models.files import Normalisation
 from vemray.plan.recipe import override, read_yaml
 from vemray.store.volume import open as open_volume
+from vemray.training.annotation import read_planes
 from vemray.training.train import Settings, Trained, planes_of, train
 
 
@@ -76,33 +75,6 @@ def load(path: str | Path, sets: list[str] | tuple[str, ...] = ()) -> TrainRecip
             known = Settings.__dataclass_fields__ if p["loc"][0] == "settings" else Annotated.model_fields if p["loc"][0] == "volumes" else ()
             raise RecipeError(f"{path}: unknown key '{at}'.{nearest(str(p['loc'][-1]), known)}") from None
         raise RecipeError(f"{path}: {at}: {p['msg']}.") from None
-
-
-def read_planes(folder: str) -> dict[int, np.ndarray]:
-    """z -> uint8 (Y, X) of the TIFF and PNG files in `folder`; z is the last number in a file's name."""
-    if not os.path.isdir(folder):
-        raise InputError(f"there is no folder of annotated planes '{folder}'.")
-    out: dict[int, np.ndarray] = {}
-    for p in sorted(Path(folder).iterdir()):
-        if p.suffix.lower() not in (".tif", ".tiff", ".png"):
-            continue
-        numbers = re.findall(r"\d+", p.stem)
-        if not numbers:
-            raise InputError(f"{p}: its name must end with the number of its plane, such as plane_0010{p.suffix}.")
-        if p.suffix.lower() == ".png":
-            from PIL import Image
-
-            plane = np.array(Image.open(p))
-        else:
-            import tifffile
-
-            plane = tifffile.imread(p)
-        if plane.ndim != 2 or plane.dtype != np.uint8:
-            raise InputError(f"{p}: a plane of labels is 8 bit grey (Y, X), this is {plane.dtype} {plane.shape}.")
-        out[int(numbers[-1])] = plane
-    if not out:
-        raise InputError(f"'{folder}' holds no TIFF or PNG planes.")
-    return out
 
 
 def run(recipe: TrainRecipe, progress: Callable[[dict], None] = lambda e: None, overwrite: bool = False) -> Trained:
