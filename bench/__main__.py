@@ -90,7 +90,24 @@ def kernel_density(folder: Path, n: int, repeats: int):
     yield "kernel density of 100,000 points", n, "points per CPU s / scikit-learn's (on 1,000 of them)", ratio, ">= 10", b
 
 
-WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, inference, kernel_density)}
+def forest(folder: Path, n: int, repeats: int):
+    v = prepare(folder, n)
+    r = interleaved({"sklearn": side("forest_sklearn", v), "vemray": side("forest", v)}, repeats)
+    ours, voxels = r["vemray"], r["vemray"].said["voxels"]
+    trees = ours.cpu - ours["features_cpu_s"]
+    yield "pixel classification, 3 scales, 100 trees", 128, "Mvoxel / CPU s", voxels / 1e6 / ours.cpu, ">= 1", ours
+    yield "its features alone", 128, "Mvoxel / CPU s", voxels / 1e6 / ours["features_cpu_s"], ">= 2", ours
+    yield (
+        "its trees alone",
+        128,
+        "voxels per CPU s / predict_proba's",
+        (voxels / trees) / (r["sklearn"].said["voxels"] / r["sklearn"].cpu),
+        ">= 1.5",
+        ours,
+    )
+
+
+WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, inference, kernel_density, forest)}
 
 
 def main() -> None:

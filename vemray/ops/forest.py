@@ -157,21 +157,21 @@ class TrainForest(Training, Measure):
         for i, n in enumerate(partial.annotated):
             if not n:
                 raise RecipeError(f"no voxel is annotated as '{names[i]}' ({i + 1}). Annotate some, or leave the class out of 'classes'.")
-        order = np.argsort(partial.index)
-        x, y = partial.features[order], partial.classes[order]
-        forest, right = self._fit(x, y)
+        forest, right = self.fit(partial)
         return {
             "classes": list(names), "features": list(self.features), "sigmas_nm": list(self.sigmas_nm), "window": self.window,
             "columns": self.columns(), "spacing_nm": list(inputs[0].spacing.zyx),
-            "annotated": dict(zip(names, partial.annotated.tolist())), "used": dict(zip(names, np.bincount(y, minlength=len(names)).tolist())),
+            "annotated": dict(zip(names, partial.annotated.tolist())), "used": dict(zip(names, np.bincount(partial.classes, minlength=len(names)).tolist())),
             "out_of_bag": right, "importance": dict(zip(self.columns(), forest.feature_importances_.tolist())),
             "trees": [_tree(e.tree_) for e in forest.estimators_],
         }  # fmt: skip
 
-    def _fit(self, x: np.ndarray, y: np.ndarray):
-        """(scikit-learn's forest, share of out-of-bag voxels named rightly, or None where every tree has seen every voxel)."""
+    def fit(self, samples: Samples):
+        """(scikit-learn's forest of the voxels in raster order, share of out-of-bag voxels named rightly, or None where every tree has seen every voxel)."""
         from sklearn.ensemble import RandomForestClassifier
 
+        order = np.argsort(samples.index)
+        x, y = samples.features[order], samples.classes[order]
         forest = RandomForestClassifier(
             self.trees, max_depth=self.max_depth, min_samples_leaf=self.min_samples_leaf, random_state=self.seed, n_jobs=1, oob_score=True,
             class_weight="balanced" if self.balanced else None,
