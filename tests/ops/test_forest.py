@@ -12,7 +12,8 @@ from tests.ops.blockwise import assert_same, run, spec_of
 from vemray.errors import RecipeError
 from vemray.geometry import Spacing
 from vemray.ops import build
-from vemray.ops.forest import ClassifyPixels, PixelClassifier, TrainForest, clusters, drawn, probabilities
+from vemray.ops.forest import ClassifyPixels, PixelClassifier, TrainForest, probabilities
+from vemray.ops.forest_samples import clusters, drawn
 from vemray.ops.pixel_features import FEATURES, PixelFeatures
 from vemray.ops.pixel_kernels import eigenvalues
 

@@ -115,14 +115,15 @@ def test_points_that_cannot_be_used(tmp_path, em, text, says):
 
 
 def test_from_a_csv_to_a_classified_volume(tmp_path, monkeypatch, capsys):
-    """The command line, then a recipe of one step, in blocks."""
+    """The command line, then a recipe that classifies a coarser level and brings the result back to the full one, in blocks."""
     image, region = textures(64)
-    v = volume.create(str(tmp_path / "em.zarr"), image.shape, "uint8", Spacing(8, 8, 8), shard=(32,) * 3, chunk=(32,) * 3)
+    v = volume.create(str(tmp_path / "em.zarr"), image.shape, "uint8", Spacing(8, 8, 8), shard=(32,) * 3, chunk=(16,) * 3)
     for z, y, x in np.ndindex(2, 2, 2):
         box = Box((32 * z, 32 * y, 32 * x), (32 * z + 32, 32 * y + 32, 32 * x + 32))
         v.write(box, image[box.slices])
-    at = np.argwhere(points(region, 40))
-    rows = "".join(f"{z},{y},{x},{'coarse' if region[z, y, x] else 'fine'}\n" for z, y, x in at)
+    coarse = region[::2, ::2, ::2]
+    at = np.argwhere(points(coarse, 60))
+    rows = "".join(f"{z},{y},{x},{'grainy' if coarse[z, y, x] else 'fine'}\n" for z, y, x in at)
 
     def vemray_(*args) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vemray", *map(str, args)])
@@ -130,30 +131,35 @@ def test_from_a_csv_to_a_classified_volume(tmp_path, monkeypatch, capsys):
             cli.main()
         return (e.value.code or 0, *capsys.readouterr())
 
-    call = ("annotate", csv_of(tmp_path, "z,y,x,class\n" + rows), tmp_path / "a.zarr", "--like", tmp_path / "em.zarr", "--classes", "fine,coarse")
-    code, said, err = vemray_(*call)
-    assert code == 0 and said.endswith("annotated: 20 fine, 20 coarse\n"), err
-    code, _, err = vemray_(*call)
+    source = csv_of(tmp_path, "z,y,x,class\n" + rows)
+    like = ("--like", tmp_path / "em.zarr", "--level", 1)
+    code, said, err = vemray_("annotate", source, tmp_path / "a.zarr", *like, "--classes", "fine,grainy")
+    assert code == 0 and said.endswith("annotated: 30 fine, 30 grainy\n"), err
+    code, _, err = vemray_("annotate", source, tmp_path / "a.zarr", *like, "--classes", "fine,grainy")
     assert code == 2 and "exists already" in err and err.count("\n") == 1
-    assert vemray_(*call, "--overwrite")[0] == 0
-    assert vemray_(*call[:-3], tmp_path / "none.zarr")[0] == 2
+    assert vemray_("annotate", source, tmp_path / "a.zarr", *like, "--classes", "fine,grainy", "--overwrite")[0] == 0
+    code, _, err = vemray_("annotate", source, tmp_path / "b.zarr", *like)
+    assert code == 2 and "a name that --classes gives" in err
 
     recipe = {
-        "vemray": 1,
-        "name": "textures",
-        "inputs": {"em": {"kind": "image"}, "painted": {"kind": "labels"}},
+        "vemray": 1, "name": "textures",
+        "inputs": {"em": {"kind": "image"}, "half": {"of": "em", "level": 1}, "painted": {"kind": "labels"}},
         "steps": {
             "texture": {
-                "op": "pixel_classifier", "image": "em", "annotations": "painted", "classes": ["fine", "coarse"], "sigmas_nm": [8, 16], "wanted": ["coarse"]
+                "op": "pixel_classifier", "image": "half", "annotations": "painted", "classes": ["fine", "grainy"], "sigmas_nm": [16, 32],
+                "wanted": ["grainy"],
             },
-            "region": {"op": "threshold", "image": "texture.coarse", "value": 0.5},
+            "whole": {"op": "upsample", "image": "texture.grainy", "like": "em"},
+            "region": {"op": "threshold", "image": "whole", "value": 0.5},
         },
         "outputs": ["texture", "region"],
     }  # fmt: skip
     sources = {"em": str(tmp_path / "em.zarr"), "painted": str(tmp_path / "a.zarr")}
     got = []
-    for n in (32, 64):
-        options = Options((n,) * 3, (32,) * 3)
+    for n in (16, 64):
+        options = Options((n,) * 3, (16,) * 3)
         r = vemray.run(recipe, sources, str(tmp_path / f"out{n}"), runner="serial", options=options, listeners=(lambda e: None,), report=False)
-        got.append(r.volumes["region"].read(Box.of(image.shape)))
-    assert np.array_equal(*got) and (got[0] == region).mean() > 0.93
+        got.append([r.volumes[k].read(r.volumes[k].box) for k in ("texture.grainy", "region")])
+    for a, b in zip(*got):
+        assert np.array_equal(a, b)
+    assert got[0][1].shape == region.shape and (got[0][1] == region).mean() > 0.9
