@@ -9,8 +9,13 @@ import numpy as np
 from numba import njit
 from pydantic import Field
 
+from vemray.errors import RecipeError
 from vemray.ops.base import ArraySpec, Labeller, LocalLabels, Numbering, Port, Site, register
+from vemray.ops.codes import paired
 from vemray.ops.planes import Planes
+
+
+Connectivity = Literal[6, 18, 26]
 
 
 @register("connected_components")
@@ -25,7 +30,7 @@ class ConnectedComponents(Labeller):
     ports = (Port("mask", ("mask",), doc="the voxels to label; threshold an image or a probability first"),)
 
     connectivity: Annotated[
-        Literal[6, 18, 26], Field(description="which voxels touch: over faces (6), edges too (18), corners too (26); number of neighbours")
+        Connectivity, Field(description="which voxels touch: over faces (6), edges too (18), corners too (26); number of neighbours")
     ] = 6
 
     @classmethod
@@ -42,22 +47,65 @@ class ConnectedComponents(Labeller):
         return LocalLabels(labels, keys, Touching.of(keys, planes, self.connectivity))
 
 
+@register("label_parts")
+@dataclass(frozen=True)
+class LabelParts(Labeller):
+    """One label for each connected part of each object: voxels belong together if they touch and carry the same label. Touching objects
+    stay apart, an object in two pieces becomes two. Parts are numbered 1..N by the raster order of their first voxels.
+
+    With `within` voxels belong together if both their labels are the same: objects are cut where they pass from one label of `within` to
+    another, and what lies outside it is left out."""
+
+    serves = "step 4: segment morphology; objects that fall apart"
+    cheap = True
+    ports = (
+        Port("labels", ("labels",)),
+        Port("within", ("labels", "mask"), optional=True, doc="parts do not pass from one of its labels to another"),
+    )
+
+    connectivity: Annotated[
+        Connectivity, Field(description="which voxels touch: over faces (6), edges too (18), corners too (26); number of neighbours")
+    ] = 6
+
+    @classmethod
+    def examples(cls):
+        return [cls(), cls(18), cls(26)]
+
+    def check(self, labels: ArraySpec, within: ArraySpec | None = None) -> None:
+        for spec in (labels, within):
+            if spec is not None and np.dtype(spec.dtype).kind not in "ub":
+                raise RecipeError(f"'label_parts' takes labels of an unsigned integer type, not {spec.dtype}.")
+
+    def memory(self, labels: ArraySpec, within: ArraySpec | None = None) -> float:
+        return 24
+
+    def label(self, labels: np.ndarray, within: np.ndarray | None = None, *, site: Site) -> LocalLabels:
+        codes, pairs = paired(labels[site.crop], None if within is None else within[site.crop])
+        parts, count = _label_block(codes, self.connectivity)
+        keys = first_voxels(parts, count, site)
+        first = np.unravel_index(keys.astype(np.int64), site.shape)
+        of_parts = pairs[codes[tuple(f - a for f, a in zip(first, site.write.start))].astype(np.int64) - 1]
+        return LocalLabels(parts, keys, Touching.of(keys, Planes.of(parts, site.write, site.shape), self.connectivity, of_parts))
+
+
 @dataclass
 class Touching:
     """Evidence of components in a group of blocks. A component's root is the smallest key of its parts so far: its first voxel.
 
     `keys` are all blocks' labels, `joins` say (root, smaller root that took it over), at most one for each key. The planes hold
-    1..n for the components that still touch the group's outside, whose roots are `roots[0..n-1]`."""
+    1..n for the components that still touch the group's outside, whose roots are `roots[0..n-1]`. Only components of equal rows of
+    `values` join; None: all do."""
 
     connectivity: int
     keys: list[np.ndarray]
     joins: list[np.ndarray]
     roots: np.ndarray
     planes: Planes
+    values: np.ndarray | None = None  # (n, k)
 
     @classmethod
-    def of(cls, keys: np.ndarray, planes: Planes, connectivity: int) -> Touching:
-        return cls(connectivity, [keys], [], keys, planes)._compact(np.arange(len(keys) + 1, dtype=np.uint32))
+    def of(cls, keys: np.ndarray, planes: Planes, connectivity: int, values: np.ndarray | None = None) -> Touching:
+        return cls(connectivity, [keys], [], keys, planes, values)._compact(np.arange(len(keys) + 1, dtype=np.uint32))
 
     def _compact(self, owner: np.ndarray) -> Touching:
         """Map plane entries to their `owner` and renumber those that are left."""
@@ -67,6 +115,8 @@ class Touching:
         lut = np.zeros(len(owner), np.uint32)
         lut[used] = np.arange(1, np.count_nonzero(used) + 1, dtype=np.uint32)
         self.planes, self.roots = planes.map(lut), self.roots[used[1:]]
+        if self.values is not None:
+            self.values = self.values[used[1:]]
         return self
 
     def merge(self, upper: Touching, axis: int) -> Touching:
@@ -76,7 +126,12 @@ class Touching:
         a, b = self.planes.facing(upper.planes, axis)
         roots = np.concatenate([self.roots, upper.roots])
         owner = np.arange(len(roots) + 1, dtype=np.uint32)
-        _join_facing(a, shift[b], {6: 0, 18: 1, 26: 2}[self.connectivity], owner)
+        kind = np.zeros(len(owner), np.int64)
+        if self.values is not None:
+            self.values = np.concatenate([self.values, upper.values])
+            if len(roots):
+                kind[1:] = np.unique(self.values, axis=0, return_inverse=True)[1].reshape(-1)
+        _join_facing(a, shift[b], {6: 0, 18: 1, 26: 2}[self.connectivity], kind, owner)
         smallest = roots.copy()
         np.minimum.at(smallest, owner[1:] - 1, roots)
         taken = smallest[owner[1:] - 1]
@@ -102,7 +157,7 @@ class Touching:
 
 
 def _label_block(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
-    """uint32 labels 1..n of one array, and n."""
+    """uint32 labels 1..n of one array, and n: components of a mask, or of equal values of uint32 codes."""
     import cc3d
 
     if mask.size < 64:  # cc3d reserves too few provisional labels for a few tiny shapes such as 3 x 3 x 3
@@ -110,10 +165,12 @@ def _label_block(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
         return np.ascontiguousarray(labels[2:-2, 2:-2, 2:-2]), count
     if 1 in mask.shape:  # the same neighbours in a plane; cc3d reserves too few for 26
         connectivity = min(connectivity, 18)
-    mask = np.ascontiguousarray(mask, np.bool_)
+    mask = np.ascontiguousarray(mask)
     if not mask.flags.writeable:  # cc3d takes no read-only array, though it does not write
         mask = mask.copy()
-    labels, count = cc3d.connected_components(mask, connectivity=connectivity, out_dtype=np.uint32, binary_image=True, return_N=True)
+    labels, count = cc3d.connected_components(
+        mask, connectivity=connectivity, out_dtype=np.uint32, binary_image=mask.dtype == np.bool_, return_N=True
+    )
     return np.ascontiguousarray(labels), count
 
 
@@ -149,9 +206,9 @@ def _find(owner, i):
 
 
 @njit(cache=True, nogil=True)
-def _join_facing(a, b, reach, owner):
-    """Union-find over entries of two facing planes. `reach`: how many of the two in-plane steps a touch may take (0, 1, 2).
-    Leaves `owner` flat."""
+def _join_facing(a, b, reach, kind, owner):
+    """Union-find over entries of two facing planes, of equal `kind`. `reach`: how many of the two in-plane steps a touch may take
+    (0, 1, 2). Leaves `owner` flat."""
     ny, nx = a.shape
     for y in range(ny):
         for x in range(nx):
@@ -163,7 +220,7 @@ def _join_facing(a, b, reach, owner):
                     if abs(dy) + abs(dx) > reach or y + dy < 0 or y + dy >= ny or x + dx < 0 or x + dx >= nx:
                         continue
                     v = b[y + dy, x + dx]
-                    if v != 0:
+                    if v != 0 and kind[u] == kind[v]:
                         ru, rv = _find(owner, u), _find(owner, v)
                         if ru < rv:
                             owner[rv] = ru

@@ -56,7 +56,7 @@ class Pairs:
 
 
 @njit(cache=True, nogil=True)
-def _place(table, a, b, slots):
+def place(table, a, b, slots):
     """Where the pair is in the open hash table of places in `table`, or the free slot where it goes."""
     mask = np.uint64(len(slots) - 1)
     h = (a * np.uint64(0x9E3779B97F4A7C15)) ^ (b * np.uint64(0xC2B2AE3D27D4EB4F) + np.uint64(0x165667B19E3779F9))
@@ -87,7 +87,7 @@ def _count(left, right):
                     x += 1
                 a, b = np.uint64(u), np.uint64(v)
                 if at < 0 or a != last_a or b != last_b:
-                    i = _place(table, a, b, slots)
+                    i = place(table, a, b, slots)
                     if slots[i] < 0:
                         if n == len(table):
                             more, its = np.zeros((3 * n // 2, 2), np.uint64), np.zeros(3 * n // 2, np.int64)
@@ -99,7 +99,7 @@ def _count(left, right):
                         if 2 * n > len(slots):
                             slots = np.full(2 * len(slots), -1, np.int64)
                             for k in range(n):
-                                slots[_place(table, table[k, 0], table[k, 1], slots)] = k
+                                slots[place(table, table[k, 0], table[k, 1], slots)] = k
                         at = n - 1
                     else:
                         at = slots[i]
