@@ -17,6 +17,7 @@ from vemray.ops import (  # noqa: F401
     measure,
     neighbourhood,
     objects,
+    objects_morphology,
     pixel_features,
     resample,
     smooth,

@@ -14,7 +14,6 @@ from vemray.ops.base import ArraySpec, Labeller, LocalLabels, Numbering, Port, S
 from vemray.ops.codes import paired
 from vemray.ops.planes import Planes
 
-
 Connectivity = Literal[6, 18, 26]
 
 

@@ -25,7 +25,7 @@ _SIDES = {"inside": INSIDE, "outside": OUTSIDE, "both": BOTH}
 _MASK = (Port("mask", ("mask",), doc="the object"),)
 
 
-def _middle(array: np.ndarray, axis: int) -> np.ndarray:
+def middle(array: np.ndarray, axis: int) -> np.ndarray:
     """A view whose middle axis is `axis`, as `sweep` wants it."""
     return array if axis == 1 else array.transpose(1, 0, 2)
 
@@ -39,15 +39,15 @@ def _capped(mask: np.ndarray, spacing: Spacing, radius_nm: float, sides: int, fi
     wz, wy, wx = metric.weights
     rows(mask, sides, squares, wx, True, cap)
     sweep(squares, squares, wy, 0, cap, none, 0.0)
-    lines = _middle(squares, 0)
+    lines = middle(squares, 0)
     if final is None:
         sweep(lines, lines, wz, 0, cap, none, 0.0)
         return squares
-    sweep(lines, _middle(final, 0), wz, 0, cap, 0, metric.nm2)
+    sweep(lines, middle(final, 0), wz, 0, cap, 0, metric.nm2)
     return final
 
 
-def _within(mask: np.ndarray, spacing: Spacing, radius_nm: float) -> np.ndarray:
+def within(mask: np.ndarray, spacing: Spacing, radius_nm: float) -> np.ndarray:
     """Voxels of the mask, or not farther than `radius_nm` from one."""
     squares = _capped(mask, spacing, radius_nm, OUTSIDE)
     return squares != np.iinfo(squares.dtype).max
@@ -59,7 +59,7 @@ def _beyond(mask: np.ndarray, spacing: Spacing, radius_nm: float) -> np.ndarray:
     return squares == np.iinfo(squares.dtype).max
 
 
-def _square_bytes(spacing: Spacing, radius_nm: float) -> int:
+def square_bytes(spacing: Spacing, radius_nm: float) -> int:
     return smallest(Metric.of(spacing).squared(radius_nm)).itemsize
 
 
@@ -89,7 +89,7 @@ class DistanceBand(Filter):
         return mask.like(np.float32, "image")
 
     def memory(self, mask: ArraySpec) -> float:
-        return _square_bytes(mask.spacing, self.max_nm) + 4.2
+        return square_bytes(mask.spacing, self.max_nm) + 4.2
 
     def __call__(self, mask: np.ndarray, *, site: Site) -> np.ndarray:
         out = _capped(mask, site.spacing, self.max_nm, _SIDES[self.side], np.empty(mask.shape, np.float32))
@@ -118,7 +118,7 @@ class _Ball(Filter):
         return mask
 
     def memory(self, mask: ArraySpec) -> float:
-        return _square_bytes(mask.spacing, self.radius_nm) + self._balls + 0.2
+        return square_bytes(mask.spacing, self.radius_nm) + self._balls + 0.2
 
 
 @register("dilate")
@@ -127,7 +127,7 @@ class Dilate(_Ball):
     """Grow a mask by a ball: all voxels not farther from it than the radius."""
 
     def __call__(self, mask: np.ndarray, *, site: Site) -> np.ndarray:
-        return _within(mask, site.spacing, self.radius_nm)
+        return within(mask, site.spacing, self.radius_nm)
 
 
 @register("erode")
@@ -147,7 +147,7 @@ class Open(_Ball):
     _balls = 2
 
     def __call__(self, mask: np.ndarray, *, site: Site) -> np.ndarray:
-        return _within(_beyond(mask, site.spacing, self.radius_nm), site.spacing, self.radius_nm)
+        return within(_beyond(mask, site.spacing, self.radius_nm), site.spacing, self.radius_nm)
 
 
 @register("close")
@@ -158,7 +158,7 @@ class Close(_Ball):
     _balls = 2
 
     def __call__(self, mask: np.ndarray, *, site: Site) -> np.ndarray:
-        return _beyond(_within(mask, site.spacing, self.radius_nm), site.spacing, self.radius_nm)
+        return _beyond(within(mask, site.spacing, self.radius_nm), site.spacing, self.radius_nm)
 
 
 @register("distance_map")
@@ -260,7 +260,7 @@ class DistancePillars(Filter):
     def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
         metric = Metric.of(site.spacing, site.shape)
         out = np.empty(image.shape, np.float32)
-        sweep(_middle(image, 0), _middle(out, 0), metric.weights[0], 0, -1, 0, metric.nm2)
+        sweep(middle(image, 0), middle(out, 0), metric.weights[0], 0, -1, 0, metric.nm2)
         return out
 
     def example_inputs(self, rng, shape: Int3, spacing):

@@ -124,11 +124,11 @@ def sweep(src, out, weight, square_weight, cap, none_out, unit):
                 _envelopes(g[k], n, weight, none, vertex, height, start)
             for i in range(n):
                 for k in range(width):
-                    _put(out, o, i, first + k, g[k, i], none, cap, none_out, unit)
+                    put(out, o, i, first + k, g[k, i], none, cap, none_out, unit)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put(out, o, i, k, v, none, cap, none_out, unit):
+def put(out, o, i, k, v, none, cap, none_out, unit):
     size = abs(v)
     if unit > 0:
         if size == none or (cap >= 0 and size > cap):
@@ -152,30 +152,34 @@ def _envelopes(g, n, w, none, vertex, height, start):
         a, positive = i, g[i] > 0
         while i < n and g[i] != 0 and (g[i] > 0) == positive:
             i += 1
-        b = i
-        q = -1
-        for u in range(a - 1 if a > 0 else a, b + 1 if b < n else b):
-            h = abs(g[u]) if a <= u < b else np.int64(0)
-            if h == none:
-                continue
-            while q >= 0 and height[q] + w * (start[q] - vertex[q]) ** 2 > h + w * (start[q] - u) ** 2:
-                q -= 1
-            if q < 0:
-                q = 0
-                vertex[0], height[0], start[0] = u, h, a
-            else:  # not negative: the older parabola is the lower one at its start
-                above = np.uint64(w * (u * u - vertex[q] * vertex[q]) + h - height[q])
-                s = np.int64(above // np.uint64(2 * w * (u - vertex[q]))) + 1
-                if s < b:
-                    q += 1
-                    vertex[q], height[q], start[q] = u, h, s
-        if q < 0:
+        envelope(g, a, i, n, w, none, vertex, height, start)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def envelope(g, a, b, n, w, none, vertex, height, start):
+    """The stretch [a, b) of a line, in place: the lower envelope of its own parabolas and of those of height 0 just before and after it."""
+    positive = g[a] > 0
+    q = -1
+    for u in range(a - 1 if a > 0 else a, b + 1 if b < n else b):
+        h = abs(g[u]) if a <= u < b else np.int64(0)
+        if h == none:
             continue
-        end = b
-        while q >= 0:
-            u, h = vertex[q], height[q]
-            for j in range(start[q], end):
-                d = h + w * (j - u) ** 2
-                g[j] = d if positive else -d
-            end = start[q]
+        while q >= 0 and height[q] + w * (start[q] - vertex[q]) ** 2 > h + w * (start[q] - u) ** 2:
             q -= 1
+        if q < 0:
+            q = 0
+            vertex[0], height[0], start[0] = u, h, a
+        else:  # not negative: the older parabola is the lower one at its start
+            above = np.uint64(w * (u * u - vertex[q] * vertex[q]) + h - height[q])
+            s = np.int64(above // np.uint64(2 * w * (u - vertex[q]))) + 1
+            if s < b:
+                q += 1
+                vertex[q], height[q], start[q] = u, h, s
+    end = b
+    while q >= 0:
+        u, h = vertex[q], height[q]
+        for j in range(start[q], end):
+            d = h + w * (j - u) ** 2
+            g[j] = d if positive else -d
+        end = start[q]
+        q -= 1
