@@ -7,8 +7,6 @@ from numba import njit
 
 from vemray.ops.contingency import place
 
-BYTES = 5  # of `paired` and `ranked`, per voxel, while objects have some voxels each
-
 
 def paired(a: np.ndarray, b: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Codes (uint32): 0 where `a` (or `b`) is 0, else 1 + row of its pair (a, b) in the second array (n, 2), which is uint64. Codes are

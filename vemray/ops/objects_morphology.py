@@ -95,7 +95,7 @@ class ExpandLabels(_LabelFilter):
         return self._reach(spacing, self.distance_nm)
 
     def memory(self, labels: ArraySpec, mask: ArraySpec | None = None) -> float:
-        return square_bytes(labels.spacing, self.distance_nm) + np.dtype(labels.dtype).itemsize + 8
+        return square_bytes(labels.spacing, self.distance_nm) + np.dtype(labels.dtype).itemsize + 13  # codes, and a table of specks
 
     def __call__(self, labels: np.ndarray, mask: np.ndarray | None = None, *, site: Site) -> np.ndarray:
         codes, ids = ranked(labels)
@@ -152,7 +152,7 @@ class CloseObjects(_BallOnLabels):
     _balls = 2
 
     def memory(self, labels: ArraySpec) -> float:
-        return 2 * square_bytes(labels.spacing, self.radius_nm) + np.dtype(labels.dtype).itemsize + 8
+        return square_bytes(labels.spacing, self.radius_nm) + np.dtype(labels.dtype).itemsize + 17
 
     def __call__(self, labels: np.ndarray, *, site: Site) -> np.ndarray:
         codes, ids = ranked(labels)
