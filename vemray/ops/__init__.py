@@ -4,6 +4,7 @@ A new family is a module here and a line below."""
 
 from vemray.ops import (  # noqa: F401
     base,
+    combine,
     components,
     composition,
     contingency,
@@ -25,6 +26,7 @@ from vemray.ops import (  # noqa: F401
     tables,
     threshold,
     tophat,
+    touching,
     watershed,
 )
 from vemray.ops.base import OPERATORS, build, find, parameters, register  # noqa: F401

@@ -33,26 +33,28 @@ class Contingency(Measure):
     def finish(self, partial: Pairs, inputs: tuple[ArraySpec, ...]):
         import pyarrow as pa
 
-        return pa.table({"a": partial.a, "b": partial.b, "voxels": partial.voxels})
+        return pa.table({"a": partial.a, "b": partial.b, "voxels": partial.counts})
 
 
 @dataclass
 class Pairs:
-    """Pairs of labels with their voxels, sorted by (a, b)."""
+    """Pairs of labels with what is counted of them, sorted by (a, b)."""
 
     a: np.ndarray  # uint64
     b: np.ndarray  # uint64
-    voxels: np.ndarray  # int64
+    counts: np.ndarray  # int64 (n,) or (n, k)
 
     def sorted(self) -> Pairs:
         order = np.lexsort((self.b, self.a))
-        return Pairs(self.a[order], self.b[order], self.voxels[order])
+        return Pairs(self.a[order], self.b[order], self.counts[order])
 
     def merge(self, upper: Pairs, axis: int) -> Pairs:
-        both = Pairs(*(np.concatenate([x, y]) for x, y in ((self.a, upper.a), (self.b, upper.b), (self.voxels, upper.voxels)))).sorted()
+        both = Pairs(*(np.concatenate([x, y]) for x, y in ((self.a, upper.a), (self.b, upper.b), (self.counts, upper.counts)))).sorted()
         a, b = both.a, both.b
+        if not len(a):
+            return both
         starts = np.flatnonzero(np.concatenate([[True], (a[1:] != a[:-1]) | (b[1:] != b[:-1])]))
-        return Pairs(a[starts], b[starts], np.add.reduceat(both.voxels, starts))
+        return Pairs(a[starts], b[starts], np.add.reduceat(both.counts, starts))
 
 
 @njit(cache=True, nogil=True)
