@@ -87,7 +87,7 @@ def by_definition(image, height=0.0, connectivity=26, mask=None, markers=None, i
 
 def made(op, block, seed, **arrays):
     arrays = {k: v for k, v in arrays.items() if v is not None}
-    specs = {k: spec_of(v, kind={"image": "image", "mask": "mask", "markers": "labels"}[k]) for k, v in arrays.items()}
+    specs = {k: spec_of(v, kind={"image": "image", "mask": "mask", "markers": "labels", "within": "labels"}[k]) for k, v in arrays.items()}
     return run(op, arrays, specs, block=block, seed=seed)
 
 
@@ -258,3 +258,67 @@ def test_refusals():
     bad[1, 1, 1] = np.nan
     with pytest.raises(VolumeError, match="NaN"):
         Watershed().label(bad, site=Site.whole(spec))
+
+
+def in_raster_order(labels):
+    values, first = np.unique(labels, return_index=True)
+    out = np.zeros(labels.shape, np.uint64)
+    for i, v in enumerate((v for v in values[np.argsort(first)] if v), 1):
+        out[labels == v] = i
+    return out
+
+
+def objects(rng, shape):
+    ids = np.array([0, 7, 5, 2**63 + 11], np.uint64)
+    return ids[(np.indices(shape).sum(0) // rng.integers(2, 6) + 1) % 4 * (rng.random(shape) < 0.9)]
+
+
+@pytest.mark.parametrize("connectivity", [6, 26])
+@pytest.mark.parametrize("seed", range(12))
+def test_within_objects_is_each_object_alone(connectivity, seed):
+    rng = np.random.default_rng([seed, connectivity, 2])
+    shape = tuple(int(n) for n in rng.integers(1, 12, 3))
+    image, within = landscape(rng, shape, [3, 12, 1000][seed % 3]), objects(rng, shape)
+    height = float(rng.choice([0, 1, 3, 10, 40, 1e9]))
+    want, n = np.zeros(shape, np.uint64), 0
+    for label in np.unique(within[within > 0]):
+        part = by_definition(image, height, connectivity, within == label)
+        want[part > 0] = part[part > 0] + n
+        n = int(want.max())
+    for order in range(4):
+        block = tuple(int(n) for n in rng.integers(1, 7, 3))
+        got = made(Watershed(height=height, connectivity=connectivity), block, order, image=image, within=within)
+        assert_same(got, in_raster_order(want))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_most_persistent_regions(seed):
+    """The smallest height at which no more regions are left than wanted, or than there are parts."""
+    rng = np.random.default_rng([seed, 3])
+    shape = tuple(int(n) for n in rng.integers(2, 9, 3))
+    image = landscape(rng, shape, [12, 1000][seed % 2])
+    mask = rng.random(shape) < 0.6 if seed % 3 == 2 else None
+    least = float(rng.choice([0, 0, 2]))
+    heights = np.unique(np.abs(np.float64(image.ravel())[:, None] - np.float64(image.ravel())[None]))
+    heights = np.unique([least, *heights[heights > least]])
+    for regions in (1, 2, 3, 7):
+        low, high = 0, len(heights) - 1
+        fewest = by_definition(image, heights[-1], 26, mask).max()
+        while low < high:
+            middle = (low + high) // 2
+            if by_definition(image, heights[middle], 26, mask).max() <= max(regions, fewest):
+                high = middle
+            else:
+                low = middle + 1
+        want = by_definition(image, heights[low], 26, mask)
+        for order in range(3):
+            block = tuple(int(n) for n in rng.integers(1, 6, 3))
+            assert_same(made(Watershed(height=least, regions=regions), block, order, image=image, mask=mask), want)
+
+
+def test_what_cannot_be_combined():
+    image, labels = np.zeros((2, 2, 2), np.float32), np.ones((2, 2, 2), np.uint64)
+    with pytest.raises(RecipeError, match="'regions' has no meaning"):
+        made(Watershed(regions=2), None, 0, image=image, markers=labels)
+    with pytest.raises(RecipeError, match="'within' can be combined neither"):
+        made(Watershed(), None, 0, image=image, markers=labels, within=labels)

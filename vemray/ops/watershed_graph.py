@@ -14,11 +14,17 @@ contraction   A region whose edges are all known, lowest edge e to b, and no dee
 Regions on the group's outer planes are frozen: some of their edges are not known. A path of steepest descent that leaves the group
 ends in an *exit*, a region that stands for the voxel it leads to (its value is an upper bound of the minimum), and becomes part of
 that voxel's region in the merge that brings the voxel in. Thus a key k means "the region that voxel k is in", in every block.
+Where only the `regions` most persistent are wanted, the height is known at the end: whatever it is, it is at least the one given, so
+contraction is as safe as before, but no edge is dead and a tree of edges between the regions deeper than that is kept. A region's
+persistence is its depth where it meets a deeper one; those with more than h are what remains at height h, so the height that leaves the
+wanted number is the first persistence that is not wanted.
+
 The idea of contracting by chunks: Lu et al., arXiv:2106.10795.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,18 +32,25 @@ import numpy as np
 from vemray.geometry import Int3
 from vemray.ops.base import Numbering
 from vemray.ops.planes import Planes
-from vemray.ops.watershed_kernels import find_all, reduce_graph, saddles_between
+from vemray.ops.watershed_kernels import find_all, persistences, reduce_graph, saddles_between
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How regions join: `height` in the landscape's units, or `by_marks`. `reduce=False` keeps the whole graph (for tests)."""
+    """How regions join: `height` in the landscape's units, or `by_marks`; `regions`: how many may be left, 0 for any number.
+    `reduce=False` keeps the whole graph (for tests)."""
 
     volume: Int3
     full: bool
     by_marks: bool
     height: float
     reduce: bool = True
+    regions: int = 0
+
+    @property
+    def most(self) -> float:
+        """The largest height that may turn out."""
+        return math.inf if self.regions else self.height
 
 
 @dataclass
@@ -68,18 +81,20 @@ class Edges:
 
 @dataclass
 class Regions:
-    """Regions that may still change, by number 0..n-1: their key, lowest value known, whether marked, whether an exit."""
+    """Regions that may still change, by number 0..n-1: their key, lowest value known, whether marked, whether an exit, and the object
+    they lie in (0 where there are none)."""
 
     key: np.ndarray
     low: np.ndarray
     marked: np.ndarray
     is_exit: np.ndarray
+    group: np.ndarray
 
     def __len__(self) -> int:
         return len(self.key)
 
     def take(self, which) -> Regions:
-        return Regions(self.key[which], self.low[which], self.marked[which], self.is_exit[which])
+        return Regions(self.key[which], self.low[which], self.marked[which], self.is_exit[which], self.group[which])
 
     def __add__(self, other: Regions) -> Regions:
         return Regions(*(np.concatenate([x, y]) for x, y in zip(vars(self).values(), vars(other).values())))
@@ -91,7 +106,7 @@ def reduced(regions: Regions, edges: Edges, frozen: np.ndarray, rule: Rule) -> t
     if not rule.reduce:
         return owner, edges
     edges = edges.ascending()
-    keep = reduce_graph(edges.a, edges.b, edges.saddle, regions.low, regions.marked, frozen, rule.by_marks, rule.height, owner)
+    keep = reduce_graph(edges.a, edges.b, edges.saddle, regions.low, regions.marked, frozen, rule.by_marks, rule.height, rule.most, owner)
     return owner, edges.take(keep).with_ends(owner)
 
 
@@ -129,7 +144,7 @@ class RegionGraph:
         corner = np.array(self.ids.box.start, np.int64)
         corner[axis] = self.ids.box.stop[axis] - 1
         rule, volume = self.rule, np.array(self.rule.volume, np.int64)
-        facing = (lut[ids_a], lut[ids_b], values_a, values_b, regions.low, regions.marked, rule.by_marks, rule.height, rule.reduce)
+        facing = (lut[ids_a], lut[ids_b], values_a, values_b, regions.low, regions.marked, regions.group, rule.by_marks, rule.most, rule.reduce)
         a, b, saddle, place = saddles_between(*facing, axis, corner, volume, rule.full)
         upper_edges = Edges(upper.edges.a + n, upper.edges.b + n, upper.edges.saddle, upper.edges.place)
         edges = (self.edges + upper_edges).with_ends(target) + Edges(a.astype(np.int64) - 1, b.astype(np.int64) - 1, saddle, place)
@@ -174,7 +189,7 @@ class RegionGraph:
     def resolve(self) -> Numbering:
         rule = self.rule
         joins = list(self.joins)
-        if not rule.reduce:
+        if rule.regions or not rule.reduce:
             joins.append(self._join_all())
         all_keys = np.concatenate(self.keys)
         order = np.argsort(all_keys, kind="stable")
@@ -201,8 +216,21 @@ class RegionGraph:
         return Numbering(keys, ids[parent], len(roots))
 
     def _join_all(self) -> np.ndarray:
-        edges = self.edges.ascending()
+        edges, rule = self.edges.ascending(), self.rule
+        height = rule.height
+        if rule.regions:
+            depths = np.sort(persistences(edges.a, edges.b, edges.saddle, self.regions.low.copy()))
+            # one region of each connected part of the graph has none and always stays; so do those that are out of the graph already
+            everywhere = self._count() - len(depths)
+            wanted = max(0, rule.regions - everywhere)
+            if wanted < len(depths):
+                height = max(height, float(depths[len(depths) - 1 - wanted]))
         owner = np.arange(len(self.regions))
         nothing = np.zeros(len(self.regions), bool)
-        reduce_graph(edges.a, edges.b, edges.saddle, self.regions.low, self.regions.marked, nothing, self.rule.by_marks, self.rule.height, owner)
+        reduce_graph(edges.a, edges.b, edges.saddle, self.regions.low, self.regions.marked, nothing, rule.by_marks, height, height, owner)
         return np.stack([self.regions.key, self.regions.key[owner]], 1)
+
+    def _count(self) -> int:
+        """How many regions there are now."""
+        gone = [j[:, 0] for j in self.joins]
+        return len(np.setdiff1d(np.concatenate(self.keys), np.concatenate(gone) if gone else np.zeros(0, np.uint64)))

@@ -146,6 +146,32 @@ def _point(out, z, plain, empty, best, way, lo, full, rz, use_markers):
 
 
 @njit(cache=True, nogil=True)
+def descend_within(values, objects, lo, full, out):
+    """Fills `out` as `descend` does, of paths that stay within the object (label) they start in; 0 takes no part."""
+    nz, ny, nx = out.shape[0] - 2, out.shape[1] - 2, out.shape[2] - 2
+    rz, ry, rx = values.shape
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                a, b, c = z + lo[0], y + lo[1], x + lo[2]
+                label = objects[a, b, c]
+                if label == 0:
+                    out[z + 1, y + 1, x + 1] = NOWHERE
+                    continue
+                way, best = 13, values[a, b, c]
+                for w in range(27):  # in raster order: of equal values the first
+                    dz, dy, dx = w // 9 - 1, w // 3 % 3 - 1, w % 3 - 1
+                    if w == 13 or (not full and abs(dz) + abs(dy) + abs(dx) > 1):
+                        continue
+                    if a + dz < 0 or a + dz >= rz or b + dy < 0 or b + dy >= ry or c + dx < 0 or c + dx >= rx:
+                        continue
+                    v = values[a + dz, b + dy, c + dx]
+                    if (v < best or (v == best and w < way)) and objects[a + dz, b + dy, c + dx] == label:
+                        way, best = w, v
+                out[z + 1, y + 1, x + 1] = way
+
+
+@njit(cache=True, nogil=True)
 def _grown(a, size):
     b = np.empty(size, a.dtype)
     b[: a.size] = a
@@ -256,7 +282,7 @@ def _shallow(saddle, low, height):
 
 @njit(cache=True, nogil=True)
 def joins(saddle, low_a, low_b, marked_a, marked_b, by_marks, height):
-    """Whether the watershed may join two regions over a saddle: the shallower is no deeper than `height`, or one is unmarked."""
+    """Whether two regions may join over a saddle: the shallower is no deeper than `height`, or one is unmarked."""
     if by_marks:
         return not (marked_a and marked_b)
     return _shallow(saddle, max(low_a, low_b), height)
@@ -316,9 +342,9 @@ def _runs(labels, begin, stop, count):
 
 
 @njit(cache=True, nogil=True)
-def saddles(labels, values, low, marked, by_marks, height, drop, lo, start, volume, full):
+def saddles(labels, values, low, marked, group, by_marks, height, drop, lo, start, volume, full):
     """Edges (a, b, saddle, place) between labels (inside their margin), a < b: the lowest saddle, and of equal ones the lowest place, a
-    number of the pair of voxels. With `drop`, edges over which the two can never join are left out: minima only get deeper.
+    number of the pair of voxels. Only regions of one `group` have edges. With `drop`, edges over which the two can never join are left out: minima only get deeper.
 
     Runs of rows are compared, not voxels: a block holds few regions in long runs."""
     nz, ny, nx = labels.shape[0] - 2, labels.shape[1] - 2, labels.shape[2] - 2
@@ -355,7 +381,7 @@ def saddles(labels, values, low, marked, by_marks, height, drop, lo, start, volu
                         if b_there[j] > e_here[i]:
                             break
                         b = there[b_there[j]]
-                        if a == b:
+                        if a == b or group[a - 1] != group[b - 1]:
                             continue
                         for dx in range(first_dx, last_dx + 1):
                             at, end = max(b_here[i], b_there[j] - dx), min(e_here[i], e_there[j] - dx)
@@ -382,7 +408,7 @@ def saddles(labels, values, low, marked, by_marks, height, drop, lo, start, volu
 
 
 @njit(cache=True, nogil=True)
-def saddles_between(ids_a, ids_b, values_a, values_b, low, marked, by_marks, height, drop, axis, corner, volume, full):
+def saddles_between(ids_a, ids_b, values_a, values_b, low, marked, group, by_marks, height, drop, axis, corner, volume, full):
     """The same over two facing planes; `corner`: global voxel at the start of the lower plane, `axis` the one across."""
     ny, nx = ids_a.shape
     stride = np.array([np.int64(volume[1]) * np.int64(volume[2]), np.int64(volume[2]), 1], np.int64)
@@ -403,7 +429,7 @@ def saddles_between(ids_a, ids_b, values_a, values_b, low, marked, by_marks, hei
                     if y + dy < 0 or y + dy >= ny or x + dx < 0 or x + dx >= nx:
                         continue
                     b = ids_b[y + dy, x + dx]
-                    if a == b or b == 0:
+                    if a == b or b == 0 or group[a - 1] != group[b - 1]:
                         continue
                     s = max(values_a[y, x], values_b[y + dy, x + dx])
                     if drop and not joins(s, low[a - 1], low[b - 1], marked[a - 1], marked[b - 1], by_marks, height):
@@ -440,16 +466,16 @@ def find(owner, i):
 
 
 @njit(cache=True, nogil=True)
-def reduce_graph(a, b, s, low, marked, frozen, by_marks, height, owner):
-    """Contract what is certain to join, over edges in ascending order; see `vemray.ops.watershed_graph`. All ids count from 0.
-    Changes `low` and `marked` of what regions are contracted into; fills `owner`. Returns which edges must be kept."""
+def reduce_graph(a, b, s, low, marked, frozen, by_marks, height, most, owner):
+    """Contract what is certain to join, over edges in ascending order; see `vemray.ops.watershed_graph`. All ids count from 0. The height
+    to come is at least `height` and at most `most`. Changes `low` and `marked` of what regions are contracted into; fills `owner`. Returns which edges must be kept."""
     n = owner.size
     tree = np.arange(n)
     blocked = np.zeros(n, np.bool_)
     keep = np.zeros(a.size, np.bool_)
     for e in range(a.size):
         u, v = find(owner, a[e]), find(owner, b[e])
-        if u == v or not joins(s[e], low[u], low[v], marked[u], marked[v], by_marks, height):
+        if u == v or not joins(s[e], low[u], low[v], marked[u], marked[v], by_marks, most):
             continue
         ru, rv = find(tree, u), find(tree, v)
         if ru == rv:  # the highest edge of a cycle decides nothing
@@ -479,3 +505,23 @@ def find_all(target):
     for i in range(out.size):
         out[i] = find(out, i)
     return out
+
+
+@njit(cache=True, nogil=True)
+def persistences(a, b, s, low):
+    """Depth of each region at the edge where it meets a deeper one (of equal ones one stays), over edges in ascending order; regions that
+    meet none have none. Changes `low`."""
+    n = low.size
+    owner = np.arange(n)
+    out = np.empty(a.size, np.float64)
+    k = 0
+    for e in range(a.size):
+        u, v = find(owner, a[e]), find(owner, b[e])
+        if u == v:
+            continue
+        higher = max(low[u], low[v])
+        out[k] = 0.0 if s[e] <= higher else np.float64(s[e]) - np.float64(higher)
+        k += 1
+        owner[u] = v
+        low[v] = min(low[u], low[v])
+    return out[:k].copy()
