@@ -22,6 +22,7 @@ from vemray.ops import (  # noqa: F401
     pixel_features,
     resample,
     smooth,
+    split,
     statistics,
     tables,
     threshold,

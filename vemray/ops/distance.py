@@ -188,7 +188,7 @@ class DistanceMap(Composite):
         ]
 
 
-def _steps_type(shape: Int3) -> np.dtype:
+def steps_type(shape: Int3) -> np.dtype:
     """Of distances along a row in voxels."""
     return np.dtype(np.int16 if shape[2] < np.iinfo(np.int16).max else np.int32)
 
@@ -210,13 +210,13 @@ class DistanceRows(Filter):
         return [cls(), cls("outside"), cls("both")]
 
     def output(self, mask: ArraySpec) -> ArraySpec:
-        return mask.like(_steps_type(mask.shape), "image")
+        return mask.like(steps_type(mask.shape), "image")
 
     def memory(self, mask: ArraySpec) -> float:
-        return _steps_type(mask.shape).itemsize + 0.1
+        return steps_type(mask.shape).itemsize + 0.1
 
     def __call__(self, mask: np.ndarray, *, site: Site) -> np.ndarray:
-        out = np.empty(mask.shape, _steps_type(site.shape))
+        out = np.empty(mask.shape, steps_type(site.shape))
         rows(mask, _SIDES[self.side], out, 0, False, -1)
         return out
 

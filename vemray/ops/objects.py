@@ -111,6 +111,16 @@ def _relabelled(labels, old, new):
     return out
 
 
+def check_condition(where: str, with_image: bool) -> set[str]:
+    """The columns of `measure` that a condition names; RecipeError if it names one that is not measured."""
+    known, names = MeasureObjects.column_names(with_image), features.columns(where)
+    for name in sorted(names):
+        if name not in known:
+            hint = " Give an image." if name.startswith("intensity_") and not with_image else nearest(name, known)
+            raise RecipeError(f"the condition '{where}' names '{name}', which is not measured.{hint} There are: {', '.join(known)}.")
+    return names
+
+
 @register("filter_objects")
 @dataclass(frozen=True)
 class FilterObjects(Composite):
@@ -128,12 +138,7 @@ class FilterObjects(Composite):
         return [cls("volume_voxels > 20 and not touches_border"), cls(largest=2)]
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
-        known = MeasureObjects.column_names("image" in inputs)
-        names = features.columns(self.where)
-        for name in sorted(names):
-            if name not in known:
-                hint = " Give an image." if name.startswith("intensity_") and "image" not in inputs else nearest(name, known)
-                raise RecipeError(f"the condition '{self.where}' names '{name}', which is not measured.{hint} There are: {', '.join(known)}.")
+        names = check_condition(self.where, "image" in inputs)
         return [
             Step(".measure", MeasureObjects(), inputs if any(n.startswith("intensity_") for n in names) else {"labels": inputs["labels"]}),
             Step(".select", SelectObjects(self.where, self.largest), {"table": ".measure"}),
