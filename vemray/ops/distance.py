@@ -30,7 +30,7 @@ def middle(array: np.ndarray, axis: int) -> np.ndarray:
     return array if axis == 1 else array.transpose(1, 0, 2)
 
 
-def _capped(mask: np.ndarray, spacing: Spacing, radius_nm: float, sides: int, final: np.ndarray | None = None) -> np.ndarray:
+def capped(mask: np.ndarray, spacing: Spacing, radius_nm: float, sides: int, final: np.ndarray | None = None) -> np.ndarray:
     """Signed squared distances up to `radius_nm`, NONE beyond, of one array; or written into float32 `final` in nm, inf beyond."""
     metric = Metric.of(spacing)
     cap = metric.squared(radius_nm)
@@ -49,13 +49,13 @@ def _capped(mask: np.ndarray, spacing: Spacing, radius_nm: float, sides: int, fi
 
 def within(mask: np.ndarray, spacing: Spacing, radius_nm: float) -> np.ndarray:
     """Voxels of the mask, or not farther than `radius_nm` from one."""
-    squares = _capped(mask, spacing, radius_nm, OUTSIDE)
+    squares = capped(mask, spacing, radius_nm, OUTSIDE)
     return squares != np.iinfo(squares.dtype).max
 
 
 def _beyond(mask: np.ndarray, spacing: Spacing, radius_nm: float) -> np.ndarray:
     """Voxels of the mask farther than `radius_nm` from all that are not in it."""
-    squares = _capped(mask, spacing, radius_nm, INSIDE)
+    squares = capped(mask, spacing, radius_nm, INSIDE)
     return squares == np.iinfo(squares.dtype).max
 
 
@@ -92,7 +92,7 @@ class DistanceBand(Filter):
         return square_bytes(mask.spacing, self.max_nm) + 4.2
 
     def __call__(self, mask: np.ndarray, *, site: Site) -> np.ndarray:
-        out = _capped(mask, site.spacing, self.max_nm, _SIDES[self.side], np.empty(mask.shape, np.float32))
+        out = capped(mask, site.spacing, self.max_nm, _SIDES[self.side], np.empty(mask.shape, np.float32))
         bound = np.float32(self.max_nm)
         return np.clip(out, -bound, bound, out=out)
 
