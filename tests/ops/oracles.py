@@ -139,6 +139,27 @@ def _otsu(op, values, spec):
     return above if op.above else ~above
 
 
+def _in_objects(labels: np.ndarray, spec: ArraySpec) -> np.ndarray:
+    """nm to the nearest voxel that is not of the same object, one object at a time."""
+    out = np.zeros(labels.shape)
+    for label in np.unique(labels[labels > 0]):
+        at = labels == label
+        out[at] = _distance(at, "inside", spec)[at]
+    return out
+
+
+def _each(labels: np.ndarray, change) -> np.ndarray:
+    """`change` of each object's mask by itself."""
+    out = np.zeros_like(labels)
+    for label in np.unique(labels[labels > 0]):
+        out[change(labels == label)] = label
+    return out
+
+
+def _few(op, values) -> bool:
+    return len(np.unique(_first(values))) < 60
+
+
 ORACLES: dict[str, list[Oracle]] = {
     "invert": [Oracle(lambda op, v, s: ~_first(v), when=lambda op, v: _first(v).dtype.kind == "u" and op.maximum is None)],
     "gaussian": [Oracle(lambda op, v, s: _gaussian(_first(v), op.sigma_nm, s).astype(np.float32), "close")],
@@ -156,6 +177,16 @@ ORACLES: dict[str, list[Oracle]] = {
     "erode": [Oracle(lambda op, v, s: _eroded(v["mask"], op.radius_nm, s))],
     "open": [Oracle(lambda op, v, s: _dilated(_eroded(v["mask"], op.radius_nm, s), op.radius_nm, s))],
     "close": [Oracle(lambda op, v, s: _eroded(_dilated(v["mask"], op.radius_nm, s), op.radius_nm, s))],
+    "distance_in_objects": [Oracle(lambda op, v, s: _in_objects(v["labels"], s), "close", _few)],
+    "erode_objects": [
+        Oracle(lambda op, v, s: _each(v["labels"], lambda m: _eroded(m, op.radius_nm, s)), when=lambda op, v: op.parts == "keep_id" and _few(op, v))
+    ],
+    "open_objects": [
+        Oracle(
+            lambda op, v, s: _each(v["labels"], lambda m: _dilated(_eroded(m, op.radius_nm, s), op.radius_nm, s)),
+            when=lambda op, v: op.parts == "keep_id" and _few(op, v),
+        )
+    ],
     "and": [Oracle(lambda op, v, s: np.logical_and(v["a"], v["b"]))],
     "or": [Oracle(lambda op, v, s: np.logical_or(v["a"], v["b"]))],
     "minus": [Oracle(lambda op, v, s: np.logical_and(v["a"], np.logical_not(v["b"])))],

@@ -99,26 +99,38 @@ class GrowWithin(_Condition):
 
 
 @njit(cache=True, nogil=True)
+def _near(rows, z, y):
+    """Whether a row or one of its eight neighbours is marked; `rows` have a margin of one."""
+    for dz in range(3):
+        for dy in range(3):
+            if rows[z + dz, y + dy]:
+                return True
+    return False
+
+
+@njit(cache=True, nogil=True)
 def _grow(codes, free, paths, before, lengths, most):
     """Changes `codes` in the free voxels to that of the smallest (path length, code) up to `most`. Sweeps forth and back relax each
-    voxel by its neighbours until nothing changes, in the planes that can still change."""
+    voxel by its neighbours until nothing changes, in the rows that can still change."""
     nz, ny, nx = codes.shape
     none = np.iinfo(paths.dtype).max
+    # a change reaches what comes after it in its own sweep, and what comes before it in the next: rows that the last or this sweep changed
+    last, now = np.zeros((nz + 2, ny + 2), np.bool_), np.zeros((nz + 2, ny + 2), np.bool_)
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                paths[z, y, x] = 0 if codes[z, y, x] != 0 else none
-    # a change reaches what comes after it in its own sweep, and what comes before it in the next: by plane + 1, whether the last or this one changed it
-    last, now = np.ones(nz + 2, np.bool_), np.zeros(nz + 2, np.bool_)
+                seed = codes[z, y, x] != 0
+                paths[z, y, x] = 0 if seed else none
+                last[z + 1, y + 1] |= seed
     sweep, sign = 0, 1
     while True:
         now[:] = False
         for k in range(nz):
             z = k if sign > 0 else nz - 1 - k
-            if not (last[z] or last[z + 1] or last[z + 2] or now[z] or now[z + 2]):
-                continue
             for j in range(ny):
                 y = j if sign > 0 else ny - 1 - j
+                if not (_near(last, z, y) or _near(now, z, y)):
+                    continue
                 for i in range(nx):
                     x = i if sign > 0 else nx - 1 - i
                     if not free[z, y, x]:
@@ -133,12 +145,14 @@ def _grow(codes, free, paths, before, lengths, most):
                             best, code = d, codes[w, v, u]
                     if code != codes[z, y, x] or best != paths[z, y, x]:
                         paths[z, y, x], codes[z, y, x] = best, code
-                        now[z + 1] = True
+                        now[z + 1, y + 1] = True
         sweep, sign = sweep + 1, -sign
-        if sweep > 1:  # what was there at the start has been taken both ways
-            if not now.any():
-                return
+        if sweep == 1:  # the seeds have not been taken the other way
+            last |= now
+        elif now.any():
             last[:] = now
+        else:
+            return
 
 
 @register("open_to_growth", hidden=True)
