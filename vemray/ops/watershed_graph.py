@@ -32,7 +32,8 @@ import numpy as np
 from vemray.geometry import Int3
 from vemray.ops.base import Numbering
 from vemray.ops.planes import Planes
-from vemray.ops.watershed_kernels import find_all, persistences, reduce_graph, saddles_between
+from vemray.ops.watershed_kernels import saddles_between
+from vemray.ops.watershed_reduction import find_all, persistences, reduce_graph
 
 
 @dataclass(frozen=True)
