@@ -228,7 +228,8 @@ class RegionGraph:
                 height = max(height, float(depths[len(depths) - 1 - wanted]))
         owner = np.arange(len(self.regions))
         nothing = np.zeros(len(self.regions), bool)
-        reduce_graph(edges.a, edges.b, edges.saddle, self.regions.low, self.regions.marked, nothing, rule.by_marks, height, height, owner)
+        low, marked = self.regions.low.copy(), self.regions.marked.copy()  # what came from another process cannot be written to
+        reduce_graph(edges.a, edges.b, edges.saddle, low, marked, nothing, rule.by_marks, height, height, owner)
         return np.stack([self.regions.key, self.regions.key[owner]], 1)
 
     def _count(self) -> int:
