@@ -168,7 +168,7 @@ ORACLES: dict[str, list[Oracle]] = {
     ],
     "median": [Oracle(lambda op, v, s: ndimage.median_filter(_first(v), footprint=ball(op.radius_nm, s), mode="reflect"))],
     "white_tophat": [Oracle(_white_tophat)],
-    "local_threshold": [Oracle(_local_mean_box, when=lambda op, v: op.method == "mean" and _first(v).dtype.kind == "u")],
+    "local_threshold": [Oracle(_local_mean_box, when=lambda op, v: op.method == "mean" and _first(v).dtype.kind == "u" and "mask" not in v)],
     "threshold_at": [Oracle(lambda op, v, s: v["image"] >= op.value, when=lambda op, v: op.upper is None and v["image"].dtype == np.float32)],
     "threshold": [Oracle(_otsu, when=lambda op, v: op.method == "otsu" and v["image"].dtype.kind == "u" and np.ptp(v["image"]) > 0)],
     "distance_map": [Oracle(lambda op, v, s: _distance(v["mask"], op.side, s), "close")],

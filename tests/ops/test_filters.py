@@ -197,6 +197,28 @@ def test_local_threshold_follows_the_background():
     assert np.argwhere(out).tolist() == [[6, 6, 10], [6, 6, 45]]
 
 
+@pytest.mark.parametrize("method", ["mean", "gaussian"])
+def test_local_threshold_within_a_mask(method):
+    """Against a mean taken over the mask alone, voxel by voxel; what lies outside the mask changes nothing."""
+    rng = np.random.default_rng(5)
+    image, mask = rng.integers(0, 255, (9, 14, 15)).astype(np.uint8), rng.random((9, 14, 15)) < 0.4
+    mask[:, 3:9, 4:9] = False
+    got = apply("local_threshold", image, mask, kinds=("image", "mask"), size_nm=40, offset=2, method=method)
+    other = np.where(mask, image, 255 - image)
+    assert np.array_equal(got, apply("local_threshold", other, mask, kinds=("image", "mask"), size_nm=40, offset=2, method=method))
+    op = build("local_threshold", {"size_nm": 40, "offset": 2, "method": method})
+    half = op.halo(Spacing(8, 8, 8))
+    line = [np.ones(2 * h + 1) for h in half] if method == "mean" else [np.exp(-0.5 * (np.arange(-h, h + 1) / (40 / 6 / 8)) ** 2) for h in half]
+    weights = line[0][:, None, None] * line[1][:, None] * line[2]
+    padded = [np.pad(a.astype(float), [(h, h) for h in half], mode="symmetric") for a in (image * mask, mask)]
+    views = [np.lib.stride_tricks.sliding_window_view(a, weights.shape) for a in padded]
+    grey, share = ((v * weights).sum((-3, -2, -1)) for v in views)
+    want = np.divide(grey, share, out=np.full(image.shape, np.inf), where=share > 0)
+    assert not got[~mask].any() and got.any()
+    clear = np.abs(image - want - 2) > 1e-3
+    assert np.array_equal(got[clear], (mask & (image > want + 2))[clear])
+
+
 def test_local_threshold_agrees_with_skimage():
     from skimage.filters import threshold_local
 

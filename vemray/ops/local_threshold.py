@@ -18,6 +18,7 @@ from vemray.errors import RecipeError
 from vemray.geometry import Int3, Spacing
 from vemray.ops.base import ArraySpec, Filter, Port, Site, register
 from vemray.ops.intensity import GREY
+from vemray.ops.logic import BINARY
 from vemray.ops.smooth import gaussian_radius, planes, reflections
 from vemray.ops.threshold import stored
 
@@ -27,11 +28,12 @@ from vemray.ops.threshold import stored
 class LocalThreshold(Filter):
     """Voxels brighter (`above`) than the mean of their neighbourhood plus `offset`, or darker (`below`) than the mean minus `offset`.
     The neighbourhood is a box of `size_nm` along each axis (a whole odd number of voxels, rounded down, at least 1) or a Gaussian with
-    sigma = `size_nm` / 6, as in scikit-image's `threshold_local`. At the volume's true edges the image is reflected."""
+    sigma = `size_nm` / 6, as in scikit-image's `threshold_local`. At the volume's true edges the image is reflected. With a mask the mean is
+    that of the neighbourhood's voxels in the mask, and only voxels in the mask are set: a dark membrane beside a layer does not count."""
 
     serves = "step 10: 3D adaptive threshold"
     version = 2
-    ports = (Port("image", GREY),)
+    ports = (Port("image", GREY), Port("mask", BINARY, optional=True, doc="only its voxels count, and only they are set"))
 
     size_nm: Annotated[float, Field(gt=0, description="side of the neighbourhood, nm; larger than the particles looked for")] = 100
     offset: Annotated[float, Field(description="how far beyond the local mean a voxel must be, strictly; grey value, or 0..1 on a probability")] = 0
@@ -42,7 +44,7 @@ class LocalThreshold(Filter):
     def examples(cls):
         return [cls(), cls(60, 5.5, "mean", "below"), cls(50, 0.02, "gaussian"), cls(30, 3, "gaussian", "below")]
 
-    def check(self, image: ArraySpec) -> None:
+    def check(self, image: ArraySpec, mask: ArraySpec | None = None) -> None:
         if not math.isfinite(self.offset):
             raise RecipeError(f"'offset' of 'local_threshold' must be a finite number, got {self.offset}.")
 
@@ -51,34 +53,43 @@ class LocalThreshold(Filter):
             return gaussian_radius(self.size_nm / 6, spacing)
         return tuple(int(self.size_nm / 2 / s + 1e-9) for s in spacing.zyx)
 
-    def output(self, image: ArraySpec) -> ArraySpec:
+    def output(self, image: ArraySpec, mask: ArraySpec | None = None) -> ArraySpec:
         return image.like(np.bool_, "mask")
 
-    def memory(self, image: ArraySpec) -> float:
+    def memory(self, image: ArraySpec, mask: ArraySpec | None = None) -> float:
         # the result and the box's sums; one plane's sums along z and its local mean; a float32 copy of a float16 image
         sums = 0 if self.method == "gaussian" else 8
-        return 1.5 + sums + 16 / planes(image, self.halo(image.spacing)) + (4 if image.dtype == "float16" else 0)
+        masked = 0 if mask is None else sums + np.dtype(image.dtype).itemsize + 2  # the image where the mask is set, and sums of the mask
+        return 1.5 + sums + masked + 32 / planes(image, self.halo(image.spacing)) + (4 if image.dtype == "float16" else 0)
 
-    def __call__(self, image: np.ndarray, *, site: Site) -> np.ndarray:
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None, *, site: Site) -> np.ndarray:
         spec = site.inputs[0]
         out = np.empty(site.write.shape, np.bool_)
         here = image[site.crop]
         sign, offset = (1 if self.direction == "above" else -1), stored(self.offset, spec)
-        means = self._gaussian_means(image, site) if self.method == "gaussian" else self._box_means(image, site)
-        for z, local in enumerate(means):
+        sums = self._gaussian_sums if self.method == "gaussian" else self._box_sums
+        if mask is None:
+            whole = 1.0 if self.method == "gaussian" else float(math.prod(2 * h + 1 for h in self.halo(site.spacing)))
+            pairs = ((grey, whole) for grey in sums(image, site))
+        else:
+            inside = mask != 0
+            pairs = zip(sums(np.where(inside, image, image.dtype.type(0)), site), sums(inside.view(np.uint8), site))
+        for z, (local, weight) in enumerate(pairs):
+            with np.errstate(invalid="ignore", divide="ignore"):  # NaN where no voxel of the mask is near: nothing is beyond it
+                local /= weight
             np.subtract(here[z], local, out=local)
             local *= sign
             np.greater(local, offset, out=out[z])
+        if mask is not None:
+            out &= inside[site.crop]
         return out
 
-    def _box_means(self, image: np.ndarray, site: Site) -> Iterator[np.ndarray]:
+    def _box_sums(self, image: np.ndarray, site: Site) -> Iterator[np.ndarray]:
         """float64, which holds every sum below 2^53 exactly, a plane at a time."""
-        half = self.halo(site.spacing)
-        count = float(math.prod(2 * h + 1 for h in half))
-        for sums in box_sums(image, half, site):
-            yield sums / count
+        for sums in box_sums(image, self.halo(site.spacing), site):
+            yield sums.astype(np.float64)
 
-    def _gaussian_means(self, image: np.ndarray, site: Site) -> Iterator[np.ndarray]:
+    def _gaussian_sums(self, image: np.ndarray, site: Site) -> Iterator[np.ndarray]:
         """float64, a plane at a time. The weights along each axis are multiples of 2^-20 that sum to 1: with values of up to 32 bits, or
         float32, every sum over flat ground is exact."""
         radius = self.halo(site.spacing)
