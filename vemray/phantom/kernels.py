@@ -6,9 +6,12 @@ import numpy as np
 from numba import njit
 
 from vemray.phantom.noise import bits, dots, filled, key, mix, noise, normal, sheet, sine, value_noise, vesicle
+from vemray.phantom.pores import LIP, MIDDLE
+from vemray.phantom.surfaces import MOUTH
 
 # grey of structures, raw FIB-SEM: stain is dark, resin bright
 RESIN, CYTOSOL, MEMBRANE, MATRIX, CRISTA, RIBOSOME = 208.0, 160.0, 12.0, 140.0, 50.0, 76.0
+PLUG, HOLLOW = 62.0, 172.0
 EUCHROMATIN, HETEROCHROMATIN, NUCLEOLUS, LYSOSOME, LUMEN = 164.0, 116.0, 104.0, 92.0, 178.0
 #: lattices, nm: the noises of grain (macromolecules), patches (also the course of membranes) and regions; ribosomes; vesicles
 GRAIN, PATCH, REGION, DOTS, VESICLES = 46.0, 120.0, 330.0, 58.0, 140.0
@@ -64,7 +67,7 @@ def _cell(z, y, x, half, waves, reach):
 
 
 @njit(cache=True, nogil=True)
-def _nucleus(z, y, x, lobes, waves, reach):
+def _nucleus(z, y, x, lobes, waves, fingers, reach):
     p = np.sqrt((z - lobes[0, 0]) ** 2 + (y - lobes[0, 1]) ** 2 + (x - lobes[0, 2]) ** 2)
     q = np.sqrt((z - lobes[1, 0]) ** 2 + (y - lobes[1, 1]) ** 2 + (x - lobes[1, 2]) ** 2)
     a, b = p - lobes[0, 3], q - lobes[1, 3]
@@ -72,7 +75,18 @@ def _nucleus(z, y, x, lobes, waves, reach):
     d = b * (1 - h) + a * h - 120.0 * h * (1 - h)
     if abs(d) > reach:
         return d, 0.0
-    return _waves(z, y, x, waves, d), ((z - lobes[0, 0]) / p * h + (z - lobes[1, 0]) / q * (1 - h)) ** 2
+    d, tilt = _waves(z, y, x, waves, d), ((z - lobes[0, 0]) / p * h + (z - lobes[1, 0]) / q * (1 - h)) ** 2
+    for i in range(len(fingers)):
+        s = fingers[i]
+        uz, uy, ux = s[3] - s[0], s[4] - s[1], s[5] - s[2]
+        pz, py, px = z - s[0], y - s[1], x - s[2]
+        t = min(1.0, max(0.0, (pz * uz + py * uy + px * ux) / (uz * uz + uy * uy + ux * ux)))
+        r = np.sqrt((pz - t * uz) ** 2 + (py - t * uy) ** 2 + (px - t * ux) ** 2)
+        e = s[6] - r
+        if e > d:
+            tilt = ((pz - t * uz) / max(r, 1e-9)) ** 2
+        d = max(d, e) + MOUTH / 4 * max(0.0, 1 - abs(d - e) / MOUTH) ** 2
+    return d, tilt
 
 
 @njit(cache=True, nogil=True)
@@ -119,10 +133,34 @@ def _culled(items, radius_at, lo, hi, margin, ends, out):
 
 
 @njit(cache=True, nogil=True)
-def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, lysosome):
-    """Fill em (uint8), cell and nucleus (bool), mito and lysosome (uint64 labels), all of `shape`, for the box that begins at voxel `start`.
-    `scene`: centre, half_axes, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er."""
-    centre, segments, spheres = scene[0], scene[6], scene[7]
+def _pore(z, y, x, pores, near, n_near):
+    """(the pore around this place or -1, distance to its axis, height over the outer membrane; the hollow nearest by or -1, distance to its surface)."""
+    pore, across, height, hollow, least = -1, 0.0, 0.0, -1, 1e9
+    for j in range(n_near):
+        s = pores[near[j]]
+        pz, py, px = z - s[4], y - s[5], x - s[6]
+        h = pz * s[7] + py * s[8] + px * s[9]
+        r2 = max(0.0, pz * pz + py * py + px * px - h * h)
+        if s[10] > 0 and r2 < 9900.0 and h > -150.0:
+            pore, across, height = near[j], np.sqrt(r2), h
+        half = (1 - MIDDLE) * s[13]
+        u = -h - s[11] - MIDDLE * s[13]
+        a, b = r2 / (s[12] * s[12]), u * u / (half * half)
+        d = 1e9
+        if a + b < 9.0:
+            q = np.sqrt(a + b)
+            d = max(q * (q - 1) / max(np.sqrt(a / (s[12] * s[12]) + b / (half * half)), 1e-9), h + s[11])
+        if d < least:
+            hollow, least = near[j], d
+    return pore, across, height, hollow, least
+
+
+@njit(cache=True, nogil=True)
+def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, lysosome, pore, pocket):
+    """Fill em (uint8), cell and nucleus (bool), mito and lysosome (uint64 labels), all of `shape`, for the box that begins at voxel `start`; where the
+    scene has pores, also pore and pocket (uint64 labels).
+    `scene`: centre, half_axes, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, fingers, pores, lining."""
+    centre, segments, spheres, pores = scene[0], scene[6], scene[7], scene[10]
     nz, ny, nx = shape
     # width of the blur within the slice and across it (voxel and beam; electrons come from some depth below the face), and what it leaves of fine texture
     across, along = 4.47 * np.hypot(0.289 * max(spacing[1], spacing[2]), BEAM), 4.47 * np.hypot(0.289 * spacing[0], DEPTH)
@@ -130,7 +168,9 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
     blur = (across, along, most, 1 / (1 + (most / 70.0) ** 2), 1 / (1 + (most / 190.0) ** 2), min(1.0, max(0.0, (56.0 - most) / 14.0)))
     golgi = _golgi(scene[3])
     near_seg, near_sph = np.zeros(max(1, len(segments)), np.int64), np.zeros(max(1, len(spheres)), np.int64)
-    reach = (min(900.0, scene[2][:, 0].sum() + max(160.0, most)), min(600.0, scene[4][:, 0].sum() + max(260.0, 2 * most)))
+    near_pore = np.zeros(max(1, len(pores)), np.int64)
+    deep = 260.0 if len(scene[9]) == 0 else 460.0  # below it, neither lining nor fingers change anything
+    reach = (min(900.0, scene[2][:, 0].sum() + max(160.0, most)), min(deep + 340.0, scene[4][:, 0].sum() + max(deep, 2 * most)))
     curtain, white = np.zeros((BRICK, BRICK)), np.zeros((BRICK + 2, BRICK + 2))
     lo, hi = np.zeros(3), np.zeros(3)
     for bz in range(0, nz, BRICK):
@@ -142,6 +182,7 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
                     hi[a] = (start[a] + end - 1) * spacing[a] - centre[a]
                 n_seg = _culled(segments, 6, lo, hi, most + 70.0, 2, near_seg)
                 n_sph = _culled(spheres, 3, lo, hi, most + 70.0, 1, near_sph)
+                n_pore = _culled(pores, 3, lo, hi, most, 1, near_pore)
                 for i in range(bz, ez):  # curtains run along the beam (y): stripes of x that live for some slices
                     for k in range(bx, ex):
                         gz, gx = start[0] + i, start[2] + k
@@ -159,7 +200,9 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
                         y = (start[1] + j) * spacing[1] - centre[1]
                         for k in range(bx, ex):
                             x = (start[2] + k) * spacing[2] - centre[2]
-                            value, d_cell, d_nucleus, label = _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_sph, seed)
+                            value, d_cell, d_nucleus, label, hole = _structure(
+                                z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_sph, near_pore, n_pore, seed
+                            )
                             # shot noise grows with the signal; neighbours share a little, those on the scan line more
                             m, n = j - by + 1, k - bx + 1
                             shot = white[m, n] + 0.32 * (white[m, n - 1] + white[m, n + 1]) + 0.2 * (white[m - 1, n] + white[m + 1, n])
@@ -168,6 +211,10 @@ def render(start, shape, spacing, scene, seed, sigma, em, cell, nucleus, mito, l
                             cell[i, j, k] = d_cell < 0
                             nucleus[i, j, k] = d_nucleus < 0
                             mito[i, j, k] = label
+                            if hole > 0:
+                                pocket[i, j, k] = hole
+                            elif hole < 0:
+                                pore[i, j, k] = -hole
                             for m in range(n_sph):
                                 ball = spheres[near_sph[m]]
                                 if ball[4] == 0 and (z - ball[0]) ** 2 + (y - ball[1]) ** 2 + (x - ball[2]) ** 2 < ball[3] * ball[3]:
@@ -187,18 +234,28 @@ def _golgi(lobes):
 
 
 @njit(cache=True, nogil=True)
-def _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_sph, seed):
-    """(grey, distance to the cell, distance to the nucleus, label of the mitochondrion) at a point, averaged over a blurred voxel."""
-    _, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er = scene
+def _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_sph, near_pore, n_pore, seed):
+    """(grey, distance to the cell, distance to the nucleus, label of the mitochondrion, label of the pocket or minus that of the pore) at a point, averaged
+    over a blurred voxel."""
+    _, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, fingers, pores, lining = scene
     most = blur[2]
     d_cell, tilt_cell = _cell(z, y, x, half, waves_cell, reach[0])
     if d_cell > most:
-        return RESIN, d_cell, 1e9, 0
-    d_nucleus, tilt_nucleus = _nucleus(z, y, x, lobes, waves_nucleus, reach[1])
+        return RESIN, d_cell, 1e9, 0, 0
+    d_nucleus, tilt_nucleus = _nucleus(z, y, x, lobes, waves_nucleus, fingers, reach[1])
     grain, patch = noise(z / GRAIN, y / GRAIN, x / GRAIN, seed + 42), noise(z / PATCH, y / PATCH, x / PATCH, seed + 41)
     region = noise(z / REGION, y / REGION, x / REGION, seed + 51)
+    hole, light, through = 0, 0.0, -1
+    if n_pore > 0 and d_nucleus < most + 20.0:
+        through, across_pore, height, hollow, d_hollow = _pore(z, y, x, pores, near_pore, n_pore)
+        if hollow >= 0:
+            light = pores[hollow, 15] * filled(d_hollow + 7.0 * patch[0] + 5.0 * grain[1], max(most, 46.0))
+            if d_hollow < 0 and pores[hollow, 10] > 0:
+                hole = hollow + 1
+        if through >= 0 and across_pore < pores[through, 10] and -pores[through, 11] - LIP < height < LIP:
+            hole = -through - 1
     if d_nucleus < -most - 80.0:
-        return _chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region), d_cell, d_nucleus, 0
+        return _chromatin(z, y, x, d_nucleus, blur, nucleoli, lining, light, grain, patch, region), d_cell, d_nucleus, 0, hole
     # membranes: darker and fainter, thicker and thinner, a little undulating along their course
     dark, thick, wobble = min(1.0, max(0.45, 0.8 + 0.17 * patch[1])), 13.0 + 1.5 * patch[0], min(7.0, max(-7.0, 3.2 * patch[2]))
     d_tube, found, arc, across, tilt_tube = _tube(z, y, x, segments, near_seg, n_seg, 0)
@@ -255,14 +312,23 @@ def _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_
     # nuclear envelope: outer and inner membrane with the perinuclear space between them
     if d_nucleus < most:
         w, d, gap = _width(blur, min(1.0, tilt_nucleus)), d_nucleus + 0.7 * wobble, 30.0 + 5.0 * patch[0] + 5.0 * region[2]
-        value += (_chromatin(z, y, x, d_nucleus, blur, nucleoli, grain, patch, region) - value) * filled(d, w)
-        value += (LUMEN - value) * 0.65 * sheet(d + gap / 2 + 4.0, gap, w)
-        value += (MEMBRANE - value) * dark * min(1.0, sheet(d + 5.0, 11.0, w) + sheet(d + gap + 5.0, 12.0, w))
+        value += (_chromatin(z, y, x, d_nucleus, blur, nucleoli, lining, light, grain, patch, region) - value) * filled(d, w)
+        closed = 1.0
+        if through >= 0:
+            # the membranes meet around the pore; within it, a plug
+            s = pores[through]
+            edge, level = across_pore - s[10] + 0.5 * wobble, height + s[11] / 2
+            closed = 1 - filled(edge - 6.0, blur[2])
+        value += (LUMEN - value) * 0.65 * closed * sheet(d + gap / 2 + 4.0, gap, w)
+        value += (MEMBRANE - value) * dark * closed * min(1.0, sheet(d + 5.0, 11.0, w) + sheet(d + gap + 5.0, 12.0, w))
+        if through >= 0:
+            value += (MEMBRANE - value) * dark * 0.85 * sheet(edge - 4.0, 12.0, blur[2]) * sheet(level, s[11] - 4.0, w)
+            value += (PLUG - value) * s[14] * (1 + 0.12 * grain[0] * blur[3]) * filled(edge + 12.0, blur[2]) * sheet(level, s[11] + 12.0, w)
     # plasma membrane and the resin beyond
     w, d = _width(blur, tilt_cell), d_cell + 0.7 * wobble
     value += (RESIN - value) * (1 - filled(d, w))
     value += (MEMBRANE - value) * dark * sheet(d + 4.0, thick, w)
-    return value, d_cell, d_nucleus, label
+    return value, d_cell, d_nucleus, label, hole
 
 
 @njit(cache=True, nogil=True)
@@ -296,14 +362,17 @@ def _lysosome(d, blur, grain, patch, region, seed):
 
 
 @njit(cache=True, nogil=True)
-def _chromatin(z, y, x, d, blur, nucleoli, grain, patch, region):
-    """Euchromatin with fuzzy clumps of heterochromatin, more of them near the envelope, an irregular rim under it, and nucleoli."""
+def _chromatin(z, y, x, d, blur, nucleoli, lining, light, grain, patch, region):
+    """Euchromatin with fuzzy clumps of heterochromatin, more of them near the envelope, an irregular rim under it with light hollows (`light`: their share
+    of this place), and nucleoli."""
     clump = region[0] + 0.55 * patch[0] + 0.35 * grain[0] * blur[3] - 0.5 * min(1.0, max(0.0, -d / 240.0))
-    thick = min(140.0, max(10.0, 46.0 + 26.0 * region[1] + 14.0 * patch[1])) + 6.0 * grain[1]
+    thick = min(lining[3], max(10.0, lining[0] + lining[1] * region[1] + lining[2] * patch[1])) + 6.0 * grain[1]
     rim = filled(-d - 46.0 - thick, 80.0)
     dense = 1 - (1 - filled(1.05 - clump, 2.0)) * (1 - 0.9 * rim)
     fibres = (7.0 * grain[1] + 4.0 * grain[0] - 6.0 * abs(grain[2])) * blur[3] + 6.0 * patch[2] * blur[4]
     value = EUCHROMATIN + fibres + (HETEROCHROMATIN - EUCHROMATIN) * dense
+    if light > 0:
+        value += (HOLLOW + 0.8 * fibres - value) * light
     for m in range(len(nucleoli)):
         s = nucleoli[m]
         e = np.sqrt((z - s[0]) ** 2 + (y - s[1]) ** 2 + (x - s[2]) ** 2) - s[3] * (1 + 0.1 * region[1]) + 22.0 * patch[1] + 3.0 * grain[1]

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from vemray.errors import InputError
 from vemray.geometry import Int3, Spacing
+from vemray.phantom import organelles, pores, surfaces
 
-Preset = Literal["demo", "hela"]
+Around = Literal["cell", "envelope"]
+Preset = Literal["demo", "pores", "hela"]
+#: what may be planted: pores denser in the smaller lobe; a surface-to-volume ratio of mitochondria that falls with the distance to the nearest membrane
+Relation = Literal["pore_density", "mitochondria_form"]
+#: coarsest voxel that shows a pore, nm
+FINE = 16.0
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Sizes in nm. `demo` is an honest miniature: organelles of natural size in a cell of a third of its diameter."""
+    """Sizes in nm. `demo` is an honest miniature: organelles of natural size in a cell of a third of its diameter. `pores` is the same with what the
+    study of nuclear pores and of mitochondria needs."""
 
     cell: tuple[float, float, float]  # half axes ZYX
     nucleus: float  # radius of the larger lobe
@@ -26,25 +34,33 @@ class Anatomy:
     lysosomes: float  # number per um3 of cytoplasm
     vesicles: float
     voxel: tuple[float, float, float]
+    waves: float = 70.0  # of the plasma membrane
+    nucleoli: int = 2
+    pores: float = 0.0  # number per um2 of the nuclear envelope
+    fingers: int = 0  # invaginations of the envelope
+    lining: tuple[float, float, float, float] = (46.0, 26.0, 14.0, 140.0)  # heterochromatin under the envelope: mean, two variations, most
+    relations: tuple[Relation, ...] = ()
+    reach: float = 420.0  # over which the form of mitochondria changes, where it does
 
 
+THICK, RELATIONS = (150.0, 34.0, 16.0, 230.0), ("pore_density", "mitochondria_form")
 ANATOMY: dict[str, Anatomy] = {
     "demo": Anatomy((2350.0, 3150.0, 3250.0), 1350.0, 320.0, 0.10, 0.55, 1.2, (32.0, 32.0, 32.0)),
-    "hela": Anatomy((6500.0, 9500.0, 10000.0), 4600.0, 800.0, 0.10, 0.2, 0.8, (16.0, 16.0, 16.0)),
-}
-
-#: radius and length of mitochondria, nm
-RADIUS, LENGTH = (180.0, 290.0), (500.0, 2600.0)
-#: share of mitochondria that touch another
-TOUCHING = 0.15
-STEP = 110.0
+    "pores": Anatomy(
+        (2350.0, 3150.0, 3250.0), 1350.0, 320.0, 0.10, 0.55, 1.2, (16.0, 16.0, 16.0), pores=6.0, fingers=4, lining=THICK, relations=RELATIONS
+    ),
+    "hela": Anatomy(
+        (6500.0, 9500.0, 10000.0), 4600.0, 800.0, 0.10, 0.2, 0.8, (16.0, 16.0, 16.0), 160.0, 3, 6.0, 24, THICK, RELATIONS, 1400.0
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
     """`waves_*`: (n, 5) amplitude, kz, ky, kx, phase of a surface's undulation. `segments`: (n, 12) of mitochondria: start ZYX, end ZYX,
     radius, label, arc length at the start, and the direction across the cristae ZYX. `spheres`: (n, 6) centre ZYX, radius, kind (0 lysosome,
-    1 vesicle), seed. Coordinates from the centre of the volume's first voxel."""
+    1 vesicle), seed. `fingers`: see `pores.fingers`; `pores`: see `pores.pores`. Coordinates from the cell's centre, which lies `centre` from that of the
+    volume's first voxel."""
 
     preset: str
     seed: int
@@ -60,42 +76,99 @@ class Scene:
     spheres: np.ndarray
     waves_er: np.ndarray
     touching: tuple[tuple[int, int], ...]
+    fingers: np.ndarray
+    pores: np.ndarray
+    lining: tuple[float, float, float, float]
+    relations: tuple[Relation, ...]
 
     @classmethod
-    def make(cls, preset: str = "demo", seed: int = 1, voxel_nm: tuple[float, float, float] | None = None, shape: Int3 | None = None) -> Scene:
-        """The scene of `seed`. The same cell at any voxel size; `shape` cuts that many voxels out of its middle."""
+    def make(
+        cls,
+        preset: str = "demo",
+        seed: int = 1,
+        voxel_nm: tuple[float, float, float] | None = None,
+        shape: Int3 | None = None,
+        around: Around = "cell",
+        pores: bool | None = None,
+        relations: Iterable[Relation] | None = None,
+    ) -> Scene:
+        """The scene of `seed`. The same cell at any voxel size; `shape` cuts that many voxels out of it, around its middle or a place on the nuclear
+        envelope. `pores`: draw nuclear pores (default: where the preset has them and the voxels are fine enough). `relations`: what is planted
+        (default: all that the preset has)."""
         if preset not in ANATOMY:
             raise InputError(f"there is no phantom '{preset}': choose {' or '.join(ANATOMY)}.")
-        return _make(preset, seed, tuple(float(v) for v in voxel_nm) if voxel_nm else None, tuple(int(n) for n in shape) if shape else None)
+        if around not in get_args(Around):
+            raise InputError(f"a part of the phantom lies around {' or '.join(get_args(Around))}, not '{around}'.")
+        voxel = tuple(float(v) for v in voxel_nm or ANATOMY[preset].voxel)
+        a, fine = ANATOMY[preset], max(voxel) <= FINE
+        if unknown := set(relations or ()) - set(a.relations):
+            known = f"it has {', '.join(a.relations)}" if a.relations else "it has none; 'pores' and 'hela' have"
+            raise InputError(f"the phantom '{preset}' has no relation {', '.join(sorted(unknown))}: {known}.")
+        if pores and not a.pores:
+            raise InputError(f"the phantom '{preset}' has no nuclear pores: choose 'pores' or 'hela'.")
+        if pores and not fine:
+            raise InputError(
+                f"nuclear pores need voxels of {FINE:g} nm or less, not {' x '.join(f'{v:g}' for v in voxel)}: set voxel_nm, or leave pores out."
+            )
+        planted = a.relations if relations is None else tuple(r for r in a.relations if r in relations)
+        drawn = a.pores > 0 and fine and pores is not False
+        return _make(preset, seed, voxel, tuple(int(n) for n in shape) if shape else None, around, drawn, planted)
+
+    @functools.cached_property
+    def envelope(self) -> surfaces.Surface:
+        """The outer nuclear membrane."""
+        return surfaces.envelope(self.lobes, self.waves_nucleus, self.fingers)
+
+    @functools.cached_property
+    def plasma_membrane(self) -> surfaces.Surface:
+        return surfaces.plasma_membrane(self.half_axes, self.waves_cell)
 
 
 @functools.lru_cache(maxsize=4)
-def _make(preset: str, seed: int, voxel_nm, shape) -> Scene:
+def _make(preset: str, seed: int, voxel, shape, around: Around, drawn: bool, relations: tuple[Relation, ...]) -> Scene:
     a = ANATOMY[preset]
-    spacing = Spacing(*(voxel_nm or a.voxel))
+    spacing = Spacing(*voxel)
     rng = np.random.default_rng([seed, 7])
     half = np.array(a.cell) * rng.uniform(0.96, 1.04, 3)
-    whole = tuple(math.ceil(2 * (h + a.margin) / s) for h, s in zip(a.cell, spacing.zyx))
-    size = shape or whole
-    # the cell's own coordinates have their origin at its centre; the volume is cut around it
-    centre = np.array([(n - 1) / 2 * s for n, s in zip(size, spacing.zyx)])
-    waves_cell = _waves(rng, 7, 70.0 if preset == "demo" else 160.0, (900.0, 3200.0))
+    size = shape or tuple(math.ceil(2 * (h + a.margin) / s) for h, s in zip(a.cell, spacing.zyx))
+    waves_cell = _waves(rng, 7, a.waves, (900.0, 3200.0))
     lobes = _lobes(rng, a)
     waves_nucleus = _waves(rng, 5, 45.0, (900.0, 2600.0))
     nucleoli = np.array(
         [
             [*(lobes[i % len(lobes)][:3] + rng.normal(0, 0.25, 3) * lobes[i % len(lobes)][3]), rng.uniform(0.2, 0.32) * lobes[i % len(lobes)][3]]
-            for i in range(3 if preset == "hela" else 2)
+            for i in range(a.nucleoli)
         ]
     )
     draft = dict(half_axes=half, waves_cell=waves_cell, lobes=lobes, waves_nucleus=waves_nucleus)
     cytoplasm = 4 / 3 * math.pi * np.prod(half) - sum(4 / 3 * math.pi * r**3 for *_, r in lobes)
-    segments, touching, points = _mitochondria(rng, draft, a.mitochondria * cytoplasm)
-    spheres = _spheres(
+    wanted = a.mitochondria * cytoplasm
+    if a.relations:
+        segments, touching, points = organelles.mitochondria_by_form(rng, draft, wanted, "mitochondria_form" in relations, a.reach)
+    else:
+        segments, touching, points = organelles.mitochondria(rng, draft, wanted)
+    spheres = organelles.spheres(
         rng, draft, points, [(0, round(a.lysosomes * cytoplasm / 1e9), (140.0, 330.0)), (1, round(a.vesicles * cytoplasm / 1e9), (45.0, 120.0))]
     )
     waves_er = _waves(rng, 6, 1.0, (420.0, 900.0))
-    return Scene(preset, seed, size, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, tuple(touching))
+    # pores have random numbers of their own: with or without them, and however dense, it is the same cell
+    rng = np.random.default_rng([seed, 8])
+    outer = surfaces.envelope(lobes, waves_nucleus, np.zeros((0, 7))) if drawn or a.fingers or around == "envelope" else None
+    fingers = pores.fingers(rng, outer, lobes, a.fingers) if a.fingers else np.zeros((0, 7))
+    holes = pores.pores(rng, outer, lobes, fingers, a.pores, "pore_density" in relations) if drawn else pores.NONE
+    # the cell's own coordinates have their origin at its centre; the volume is cut around it, or around a place on the envelope
+    middle = np.zeros(3) if around == "cell" else _at_envelope(outer, lobes)
+    centre = np.array([(n - 1) / 2 * s for n, s in zip(size, spacing.zyx)]) - middle
+    return Scene(
+        preset, seed, size, spacing, centre, half, waves_cell, lobes, waves_nucleus, nucleoli, segments, spheres, waves_er, tuple(touching),
+        fingers, holes, a.lining, relations,
+    )  # fmt: skip
+
+
+def _at_envelope(outer: surfaces.Surface, lobes: np.ndarray) -> np.ndarray:
+    """Where the smaller lobe ends, seen from the larger, within the slice: the envelope is cut across there."""
+    away = (lobes[1, :3] - lobes[0, :3]) * np.array([0.0, 1.0, 1.0])
+    return outer.points[np.argmin(np.linalg.norm(outer.points - lobes[1, :3] - away / np.linalg.norm(away) * lobes[1, 3], axis=1))]
 
 
 def _waves(rng, n: int, amplitude: float, lengths: tuple[float, float]) -> np.ndarray:
@@ -111,103 +184,3 @@ def _lobes(rng, a: Anatomy) -> np.ndarray:
     small = a.nucleus * rng.uniform(0.62, 0.7)
     off = rng.normal(0, 0.06, 3) * a.nucleus
     return np.array([[*(off - direction * 0.38 * a.nucleus), a.nucleus], [*(off + direction * (0.38 * a.nucleus + small * 0.72)), small]])
-
-
-def undulation(p: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """Sum of waves at points (n, 3)."""
-    return (waves[:, 0] * np.sin(p @ waves[:, 1:4].T + waves[:, 4])).sum(-1)
-
-
-def cell_distance(p: np.ndarray, half: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """About the signed distance (nm, negative inside) of points (n, 3), from the cell's centre, to the plasma membrane."""
-    q = np.linalg.norm(p / half, axis=-1)
-    scale = np.linalg.norm(p / half**2, axis=-1)
-    return q * (q - 1) / np.maximum(scale, 1e-9) - undulation(p, waves)
-
-
-def nucleus_distance(p: np.ndarray, lobes: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """About the signed distance (nm) to the outer nuclear membrane: a union of the lobes, rounded by 60 nm in the furrow."""
-    d = np.linalg.norm(p[:, None] - lobes[:, :3], axis=-1) - lobes[:, 3]
-    a, b = d[:, 0], d[:, 1]
-    h = np.clip(0.5 + 0.5 * (b - a) / 120.0, 0, 1)
-    return b * (1 - h) + a * h - 120.0 * h * (1 - h) - undulation(p, waves)
-
-
-def _inside(p: np.ndarray, draft: dict, clearance: float) -> bool:
-    """Whether all points keep `clearance` from plasma membrane and nucleus."""
-    return bool(
-        (cell_distance(p, draft["half_axes"], draft["waves_cell"]) < -clearance).all()
-        and (nucleus_distance(p, draft["lobes"], draft["waves_nucleus"]) > clearance).all()
-    )
-
-
-def _mitochondria(rng, draft: dict, wanted_nm3: float):
-    """Curved tubes that keep apart, and some that start on the side of another and lead away from it."""
-    placed = np.zeros((0, 5))  # ZYX, radius, label of sample points
-    segments, touching, filled, label = [], [], 0.0, 0
-    half = draft["half_axes"]
-    for _attempt in range(60000):
-        if filled >= wanted_nm3:
-            break
-        radius = rng.uniform(*RADIUS)
-        length = rng.uniform(*LENGTH) * (0.6 if rng.random() < 0.35 else 1.0)
-        partner = 0
-        direction = rng.normal(size=3)
-        direction /= np.linalg.norm(direction)
-        if len(placed) and rng.random() < TOUCHING:
-            *at, r, partner = placed[rng.integers(len(placed))]
-            start = np.array(at) + direction * (r + radius)
-        else:
-            start = rng.uniform(-half, half)
-        line = _walk(rng, start, direction, length)
-        if not _inside(line, draft, radius + 90.0):
-            continue
-        if len(placed):
-            gap = np.linalg.norm(line[:, None] - placed[:, :3], axis=-1) - radius - placed[:, 3]
-            others = placed[:, 4] != partner
-            if others.any() and gap[:, others].min() < 95.0:
-                continue
-            # the partner is met with the first point alone
-            if partner and (gap[1:, ~others].min() < 20.0 or gap[0, ~others].min() < -12.0):
-                continue
-        label += 1
-        if partner:
-            touching.append((int(partner), label))
-        placed = np.concatenate([placed, np.column_stack([line, np.full(len(line), radius), np.full(len(line), label)])])
-        axis = line[-1] - line[0]
-        across = np.cross(axis, rng.normal(size=3))
-        across /= np.linalg.norm(across) + 1e-9
-        for i in range(len(line) - 1):
-            segments.append([*line[i], *line[i + 1], radius, label, i * STEP, *across])
-        filled += math.pi * radius**2 * (len(line) - 1) * STEP + 4 / 3 * math.pi * radius**3
-    return np.array(segments).reshape(-1, 12), touching, placed
-
-
-def _walk(rng, start: np.ndarray, direction: np.ndarray, length: float) -> np.ndarray:
-    points = [start]
-    turn = rng.normal(size=3) * 0.12
-    for _ in range(max(2, round(length / STEP))):
-        direction = direction + turn + rng.normal(size=3) * 0.1
-        direction = direction / np.linalg.norm(direction)
-        points.append(points[-1] + direction * STEP)
-    return np.array(points)
-
-
-def _spheres(rng, draft: dict, placed: np.ndarray, kinds) -> np.ndarray:
-    out: list[list[float]] = []
-    half = draft["half_axes"]
-    for kind, count, radii in kinds:
-        left, tries = count, 0
-        while left and tries < 200 * count:
-            tries += 1
-            r = rng.uniform(*radii)
-            p = rng.uniform(-half, half)
-            if not _inside(p[None], draft, r + 50.0):
-                continue
-            if len(placed) and (np.linalg.norm(placed[:, :3] - p, axis=1) - placed[:, 3] - r).min() < 45.0:
-                continue
-            if out and min(np.linalg.norm(np.array(o[:3]) - p) - o[3] - r for o in out) < 30.0:
-                continue
-            out.append([*p, r, kind, float(rng.integers(1 << 30))])
-            left -= 1
-    return np.array(out).reshape(-1, 6)
