@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -86,8 +87,8 @@ def _least(surface: Surface, lines: list[np.ndarray]) -> list[float]:
     """Least distance of each line to a surface."""
     if not lines:
         return []
-    places = [np.concatenate([[line[0]], *(a + np.linspace(0, 1, 1 + round(organelles.STEP / ALONG))[1:, None] * (b - a) for a, b in zip(line, line[1:]))])
-              for line in lines]  # fmt: skip
+    t = np.linspace(0, 1, round(organelles.STEP / ALONG), endpoint=False)[:, None]
+    places = [np.concatenate([*(a + t * (b - a) for a, b in itertools.pairwise(line)), line[-1:]]) for line in lines]
     owner = np.repeat(np.arange(len(lines)), [len(p) for p in places])
     places = np.concatenate(places)
     about = surface.near(places)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from vemray.phantom.surfaces import cell_distance, nucleus_distance
+from vemray.phantom.surfaces import cell_distance, gradient, nucleus_distance
 
 #: radius and length of mitochondria, nm
 RADIUS, LENGTH = (180.0, 290.0), (500.0, 2600.0)
@@ -91,7 +91,8 @@ def mitochondria_by_form(rng, draft: dict, wanted_nm3: float, related: bool, rea
         radius = min(RADII[1], max(RADII[0], _radius(ratio, total)))
         if partner:
             line = line + direction * (r + radius)
-        if not _inside(line, draft, (radius if related else RADII[1]) + 70.0) or _coiled(line, radius) or not _free(line, radius, partner, placed):
+        clear = (radius if related else RADII[1]) + 45.0
+        if not _inside(line, draft, clear) or _coiled(line, radius) or not _free(line, radius, partner, placed) or not _clear(line, draft, clear):
             continue
         label += 1
         if partner:
@@ -100,6 +101,18 @@ def mitochondria_by_form(rng, draft: dict, wanted_nm3: float, related: bool, rea
         segments += _segments(rng, line, radius, label)
         filled += math.pi * radius**2 * total + 4 / 3 * math.pi * radius**3
     return np.array(segments).reshape(-1, 12), touching, placed
+
+
+def _clear(line: np.ndarray, draft: dict, clearance: float) -> bool:
+    """`_inside`, where the levels are steeper than distances."""
+    for level, sign in (
+        (lambda p: cell_distance(p, draft["half_axes"], draft["waves_cell"]), -1),
+        (lambda p: nucleus_distance(p, draft["lobes"], draft["waves_nucleus"]), 1),
+    ):
+        steep = np.maximum(1.0, np.linalg.norm(gradient(level, line), axis=1))
+        if (sign * level(line) / steep < clearance).any():
+            return False
+    return True
 
 
 def _radius(ratio: float, length: float) -> float:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from vemray.errors import InputError
-from vemray.phantom.surfaces import Surface, gradient, lobe_of, onto
+from vemray.phantom.surfaces import APART, Surface, gradient, lobe_of, onto
 
 #: how much denser pores are in the smaller lobe, where that is planted
 DENSER = 1.6
@@ -62,27 +62,27 @@ def pores(rng, outer: Surface, lobes: np.ndarray, invaginations: np.ndarray, per
     apart = np.linalg.norm(middle[:, None] - middle, axis=-1) + np.where(np.eye(len(at)), 1e9, 0)
     half = np.minimum(half, (apart.min(1, initial=1e9) - WALL) / 2)
     real = _rows(at, normal, rng.uniform(*RADIUS, len(at)), depth, half, deep, rng.uniform(0.5, 0.85, len(at)), rng.uniform(0.72, 1.0, len(at)))
-    return np.concatenate([real, _holes(rng, outer, free, lobe, at, middle, half)])
+    return np.concatenate([real, _holes(rng, outer, free, at, middle, half)])
 
 
-def _holes(rng, outer: Surface, free, lobe, pores_at, middles, halves) -> np.ndarray:
+def _holes(rng, outer: Surface, free, pores_at, middles, halves) -> np.ndarray:
     """Light holes in the heterochromatin that belong to no pore."""
     n = len(pores_at)
-    blind, buried = round(BLIND * n), round(BURIED * n)
     rows: list[np.ndarray] = []
     taken, wide = middles, halves
-    for number, top in ((blind, (0.0, 0.0)), (buried, (45.0, 110.0))):
-        left = number
-        for _ in range(300 * number):
+    for number, top in ((round(BLIND * n), (0.0, 0.0)), (round(BURIED * n), (45.0, 110.0))):
+        tries = 40 * number
+        at, normal = _strewn(rng, outer, free, tries, 0.0, np.zeros((0, 3)), np.zeros((0, 3)))
+        depth, half, deep = _inner(outer, at, normal) + rng.uniform(*top, tries), rng.uniform(66.0, 108.0, tries), rng.uniform(110.0, 210.0, tries)
+        middle, light, left = at - normal * (depth + MIDDLE * deep)[:, None], rng.uniform(0.7, 1.0, tries), number
+        for i in range(tries):
             if not left:
                 break
-            at, normal = _strewn(rng, outer, free, 1, 0.0, np.zeros((0, 3)), np.zeros((0, 3)))
-            depth, half, deep = _inner(outer, at, normal) + rng.uniform(*top), rng.uniform(66.0, 108.0, 1), rng.uniform(110.0, 210.0, 1)
-            middle = at - normal * (depth + MIDDLE * deep)[:, None]
-            if (np.linalg.norm(taken - middle, axis=1) < wide + half + 25.0).any() or (np.linalg.norm(pores_at - at, axis=1) < 130.0).any():
+            if (np.linalg.norm(taken - middle[i], axis=1) < wide + half[i] + 25.0).any() or (np.linalg.norm(pores_at - at[i], axis=1) < 130.0).any():
                 continue
-            rows.append(_rows(at, normal, np.zeros(1), depth, half, deep, np.zeros(1), rng.uniform(0.7, 1.0, 1)))
-            taken, wide = np.concatenate([taken, middle]), np.concatenate([wide, half])
+            one = slice(i, i + 1)
+            rows.append(_rows(at[one], normal[one], np.zeros(1), depth[one], half[one], deep[one], np.zeros(1), light[one]))
+            taken, wide = np.concatenate([taken, middle[one]]), np.append(wide, half[i])
             left -= 1
     return np.concatenate(rows) if rows else NONE
 
@@ -98,23 +98,21 @@ def _strewn(rng, outer: Surface, allowed: np.ndarray, number: int, apart: float,
     """`number` places more on the allowed part of a surface, evenly over its area, none nearer than `apart` to another."""
     index = np.flatnonzero(allowed)
     chance = outer.areas[index] / outer.areas[index].sum()
-    found, found_normal = list(at), list(normal)
-    left = number
-    for _ in range(400):
-        if not left:
-            break
-        p = outer.points[rng.choice(index, max(4 * left, 8), p=chance)]
-        p = onto(outer.level, p + rng.uniform(-25, 25, p.shape))
+    wanted = len(at) + number
+    for _ in range(100):
+        if len(at) == wanted:
+            return at, normal
+        p = outer.points[rng.choice(index, max(2 * (wanted - len(at)), 8), p=chance)]
+        p = onto(outer.level, p + rng.uniform(-APART / 2, APART / 2, p.shape))
         n = gradient(outer.level, p)
         n /= np.linalg.norm(n, axis=1, keepdims=True)
+        if not apart:
+            at, normal = np.concatenate([at, p])[:wanted], np.concatenate([normal, n])[:wanted]
+            continue
         for q, m in zip(p, n):
-            if left and (not found or (((np.array(found) - q) ** 2).sum(1) > apart * apart).all()):
-                found.append(q)
-                found_normal.append(m)
-                left -= 1
-    if left:
-        raise InputError(f"{number} pores that keep {apart:g} nm apart do not fit on this nucleus: use another seed.")
-    return np.array(found).reshape(-1, 3), np.array(found_normal).reshape(-1, 3)
+            if len(at) < wanted and (((at - q) ** 2).sum(1) > apart * apart).all():
+                at, normal = np.concatenate([at, q[None]]), np.concatenate([normal, m[None]])
+    raise InputError(f"{number} pores that keep {apart:g} nm apart do not fit on this nucleus: use another seed.")
 
 
 def _inner(outer: Surface, at: np.ndarray, normal: np.ndarray) -> np.ndarray:

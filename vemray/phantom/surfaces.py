@@ -11,7 +11,7 @@ import numpy as np
 #: rounding of the furrow between the lobes, and of the mouths of fingers, nm
 FURROW, MOUTH = 120.0, 50.0
 #: distance between the points that stand for a surface, nm
-APART = 45.0
+APART = 55.0
 
 
 def undulation(p: np.ndarray, waves: np.ndarray) -> np.ndarray:
@@ -133,8 +133,10 @@ def _rays(level: Callable, origin: np.ndarray, half_axes: np.ndarray):
     """Where rays from `origin` meet a surface that is about an ellipsoid: points, normals, areas."""
     u = _directions(int(4 * np.pi * np.mean(half_axes**2) / APART**2))
     rho = 1 / np.linalg.norm(u / half_axes, axis=1)
-    for _ in range(10):
+    for _ in range(8):
         f = level(origin + rho[:, None] * u)
+        if np.abs(f).max() < 1e-6:
+            break
         slope = (level(origin + (rho + 0.5)[:, None] * u) - f) / 0.5
         rho = rho - np.clip(f / np.maximum(slope, 0.4), -80, 80)
     p = origin + rho[:, None] * u
