@@ -252,7 +252,7 @@ def _structure(z, y, x, blur, reach, golgi, scene, near_seg, n_seg, near_sph, n_
             light = pores[hollow, 15] * filled(d_hollow + 7.0 * patch[0] + 5.0 * grain[1], max(most, 46.0))
             if d_hollow < 0 and pores[hollow, 10] > 0:
                 hole = hollow + 1
-        if through >= 0 and across_pore < pores[through, 10] and -pores[through, 11] - LIP < height < LIP:
+        if through >= 0 and across_pore < pores[through, 10] and -pores[through, 11] <= height < LIP:
             hole = -through - 1
     if d_nucleus < -most - 80.0:
         return _chromatin(z, y, x, d_nucleus, blur, nucleoli, lining, light, grain, patch, region), d_cell, d_nucleus, 0, hole

@@ -17,7 +17,7 @@ HARD_CORE, RADIUS, HALF_WIDTH, DEPTH, INNER = 200.0, (56.0, 64.0), (76.0, 112.0)
 MIDDLE = 0.42
 #: nm of heterochromatin between two pockets, at least
 WALL = 14.0
-#: how far a pore stands out over the membranes' surfaces, nm
+#: how far a pore stands out over the outer membrane, nm
 LIP = 4.0
 #: look-alikes for each pore: light holes that end under the envelope, and blind ones that reach it where no pore is
 BURIED, BLIND = 0.3, 0.04
@@ -138,15 +138,15 @@ def _away(p: np.ndarray, invaginations: np.ndarray) -> np.ndarray:
 
 def pore_volume(rows: np.ndarray) -> np.ndarray:
     """nm3 of the plug: a disc through both membranes."""
-    return math.pi * rows[:, 10] ** 2 * (rows[:, 11] + 2 * LIP)
+    return math.pi * rows[:, 10] ** 2 * (rows[:, 11] + LIP)
 
 
 def pore_area(rows: np.ndarray) -> np.ndarray:
-    return 2 * math.pi * rows[:, 10] * (rows[:, 10] + rows[:, 11] + 2 * LIP)
+    return 2 * math.pi * rows[:, 10] * (rows[:, 10] + rows[:, 11] + LIP)
 
 
 def pore_centre(rows: np.ndarray) -> np.ndarray:
-    return rows[:, 4:7] - rows[:, 7:10] * rows[:, 11:12] / 2
+    return rows[:, 4:7] - rows[:, 7:10] * (rows[:, 11:12] - LIP) / 2
 
 
 def pocket_volume(rows: np.ndarray) -> np.ndarray:

@@ -160,8 +160,13 @@ def envelope(lobes: np.ndarray, waves: np.ndarray, fingers: np.ndarray) -> Surfa
     parts = []
     for i, lobe in enumerate(lobes):
         p, n, areas = _rays(smooth, lobe[:3], np.full(3, lobe[3]))
-        keep = (lobe_of(p, lobes) == i + 1) & (np.abs(level(p)) < 1e-3)
-        parts.append((p[keep], n[keep], areas[keep]))
+        # no surface over the mouth of a finger; around it, the rim lies lower
+        deep = level(p)
+        keep = (lobe_of(p, lobes) == i + 1) & (deep < MOUTH / 4)
+        p, n, areas, deep = p[keep], n[keep], areas[keep], deep[keep]
+        rim = deep > 1e-3
+        p[rim] = onto(level, p[rim], 12)
+        parts.append((p, n, areas))
     for finger in fingers:
         parts.append(_wall(level, smooth, finger))
     return Surface(level, *(np.concatenate(a) for a in zip(*parts)))
