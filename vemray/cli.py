@@ -260,7 +260,9 @@ def evaluate(
 @app.command()
 def phantom(
     out: Out,
-    preset: Annotated[str, typer.Option(help="demo: a whole miniature cell; hela: a cell of natural size.")] = "demo",
+    preset: Annotated[
+        str, typer.Option(help="demo: a whole miniature cell; pores: the same with nuclear pores; hela: a cell of natural size.")
+    ] = "demo",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
     voxel_size: Annotated[str | None, typer.Option("--voxel-size", help="Z,Y,X in nm.")] = None,
     shape: Annotated[str | None, typer.Option(help="Z,Y,X in voxels from the scene's middle (default: the whole scene).")] = None,

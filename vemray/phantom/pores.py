@@ -13,7 +13,7 @@ from vemray.phantom.surfaces import APART, Surface, gradient, lobe_of, onto
 DENSER = 1.6
 #: nm. Least distance of two pores; pores' radius; half width and depth of pockets; depth of the inner membrane in the units of the level
 HARD_CORE, RADIUS, HALF_WIDTH, DEPTH, INNER = 200.0, (56.0, 64.0), (76.0, 112.0), (150.0, 240.0), 42.0
-#: a pocket is an ellipsoid cut by the inner membrane: where along its depth its middle lies
+#: a pocket is an ellipsoid cut by the inner membrane: where along its depth its middle lies (compiled into kernels.py, as is LIP: see surfaces.py)
 MIDDLE = 0.42
 #: nm of heterochromatin between two pockets, at least
 WALL = 14.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: rounding of the furrow between the lobes, and of the mouths of fingers, nm
+#: rounding of the furrow between the lobes, and of the mouths of fingers, nm (compiled into kernels.py: change that file too, numba does not see it here)
 FURROW, MOUTH = 120.0, 50.0
 #: distance between the points that stand for a surface, nm
 APART = 55.0

@@ -77,3 +77,9 @@ def sparse_annotation(scene: Scene, truth: dict[str, np.ndarray], every: int = 1
         plane[edge & (rng.random(cell.shape) < 0.3)] = 0
         out[z] = plane
     return out
+
+
+def object_planes(labels: np.ndarray, every: int = 5) -> dict[int, np.ndarray]:
+    """Fully painted planes of one kind of object, z -> uint8 (Y, X): 1 elsewhere, 2 in an object. Every `every`-th plane that has one."""
+    planes = {z: (labels[z] > 0).astype(np.uint8) + np.uint8(1) for z in range(every // 2, len(labels), every)}
+    return {z: plane for z, plane in planes.items() if plane.max() == 2}
