@@ -1,4 +1,4 @@
-"""Writes what the docs print from the code: docs/operators.md and the phantom's picture. `make docs`."""
+"""Writes what the docs print from the code: docs/operators.md and the phantom's pictures. `make docs`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from vemray.cli import register_operators
 from vemray.geometry import Box
 from vemray.ops.describe import markdown
-from vemray.phantom import Scene, render
+from vemray.phantom import Scene, render, truth_table
 
 HERE = Path(__file__).parent
 
@@ -41,6 +41,32 @@ def phantom() -> None:
     Image.fromarray(sheet).save(HERE / "img" / "phantom.png", optimize=True)
 
 
+def pores() -> None:
+    """A part of the envelope at 16 nm, the same with its truth, and single pores at 8 nm."""
+    from PIL import Image
+
+    def twice(grey, by):
+        return np.repeat(np.kron(grey, np.ones((by, by), np.uint8))[..., None], 3, 2)
+
+    scene = Scene.make("pores", 1, shape=(9, 220, 220), around="envelope")
+    part = {k: v[4] for k, v in render(scene, Box((0, 0, 0), scene.shape)).items()}
+    plain, truth = twice(part["em"], 2), twice(part["em"], 2).astype(float)
+    for name, colour in (("pores", (255, 60, 60)), ("pockets", (60, 220, 90))):
+        mask = np.kron(part[name] > 0, np.ones((2, 2), bool))
+        truth[mask] = 0.55 * truth[mask] + 0.45 * np.array(colour)
+    fine = Scene.make("pores", 1, (8.0, 8.0, 8.0))
+    table = truth_table(fine).to_pandas()
+    # pores whose axis lies about in the slice
+    chosen = table[(table["class"] == "pore") & (table.normal_z.abs() < 0.25)].iloc[:6]
+    tiles = []
+    for z, y, x in np.rint(chosen[["centre_z_nm", "centre_y_nm", "centre_x_nm"]].to_numpy() / 8).astype(int):
+        tiles.append(twice(render(fine, Box((z, y - 36, x - 36), (z + 1, y + 36, x + 36)))["em"][0], 2))
+    near = np.concatenate([np.concatenate(tiles[i : i + 2], axis=1) for i in (0, 2, 4)])
+    near = np.pad(near, ((0, 440 - len(near)), (0, 0), (0, 0)), constant_values=255)
+    Image.fromarray(np.concatenate([plain, truth.astype(np.uint8), near], axis=1)).save(HERE / "img" / "pores.png", optimize=True)
+
+
 if __name__ == "__main__":
     operators()
     phantom()
+    pores()

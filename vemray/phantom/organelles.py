@@ -15,8 +15,9 @@ TOUCHING = 0.15
 STEP = 110.0
 #: where the surface-to-volume ratio is drawn: its value at a membrane and far from one (1/nm), its scatter (natural logarithm), and the radii it may lead to
 AT_MEMBRANE, FAR, SCATTER, RADII = 0.0158, 0.0066, 0.13, (125.0, 340.0)
-#: the same where it is drawn without regard to place
-ANYWHERE, SPREAD = 0.0098, 0.2
+#: the same where it is drawn without regard to place; the most a radius then comes to, and half the room from axis to axis that all,
+#: thick or thin, are given
+ANYWHERE, SPREAD, THICKEST, ROOM = 0.0106, 0.17, 245.0, 255.0
 
 
 def _inside(p: np.ndarray, draft: dict, clearance: float) -> bool:
@@ -75,7 +76,7 @@ def mitochondria_by_form(rng, draft: dict, wanted_nm3: float, related: bool, rea
             start = np.array(start)
         else:
             start = rng.uniform(-half, half)
-            if not _inside(start[None], draft, RADII[0]):
+            if not _inside(start[None], draft, (RADII[0] if related else THICKEST) + 45.0):
                 continue
         line = _walk(rng, start, direction, length)
         total = (len(line) - 1) * STEP
@@ -88,11 +89,16 @@ def mitochondria_by_form(rng, draft: dict, wanted_nm3: float, related: bool, rea
             ratio = (FAR + (AT_MEMBRANE - FAR) * math.exp(-max(away, 0.0) / reach)) * math.exp(SCATTER * scatter)
         else:
             ratio = ANYWHERE * math.exp(SPREAD * scatter)
-        radius = min(RADII[1], max(RADII[0], _radius(ratio, total)))
+        radius = min(RADII[1] if related else THICKEST, max(RADII[0], _radius(ratio, total)))
         if partner:
             line = line + direction * (r + radius)
-        clear = (radius if related else RADII[1]) + 45.0
-        if not _inside(line, draft, clear) or _coiled(line, radius) or not _free(line, radius, partner, placed) or not _clear(line, draft, clear):
+        clear, room = (radius if related else THICKEST) + 45.0, None if related else ROOM
+        if (
+            not _inside(line, draft, clear)
+            or _coiled(line, THICKEST if room else radius)
+            or not _free(line, radius, partner, placed, room)
+            or not _clear(line, draft, clear)
+        ):
             continue
         label += 1
         if partner:
@@ -127,13 +133,17 @@ def _coiled(line: np.ndarray, radius: float) -> bool:
     return bool((np.linalg.norm(line[:, None] - line, axis=-1)[apart] < 2 * radius + 60.0).any())
 
 
-def _free(line: np.ndarray, radius: float, partner: float, placed: np.ndarray) -> bool:
-    """Whether a tube keeps clear of all others and meets its partner with the first point alone."""
+def _free(line: np.ndarray, radius: float, partner: float, placed: np.ndarray, room: float | None = None) -> bool:
+    """Whether a tube keeps clear of all others and meets its partner with the first point alone. `room`: whatever the radii, the axes keep twice this
+    apart."""
+    low, high = line.min(0) - 800.0, line.max(0) + 800.0
+    placed = placed[((placed[:, :3] > low) & (placed[:, :3] < high)).all(1)]
     if not len(placed):
         return True
-    gap = np.linalg.norm(line[:, None] - placed[:, :3], axis=-1) - radius - placed[:, 3]
+    apart = np.linalg.norm(line[:, None] - placed[:, :3], axis=-1)
+    gap = apart - radius - placed[:, 3]
     others = placed[:, 4] != partner
-    if others.any() and gap[:, others].min() < 95.0:
+    if others.any() and (gap[:, others].min() < 95.0 if room is None else apart[:, others].min() < 2 * room):
         return False
     return not (partner and (gap[1:, ~others].min() < 20.0 or gap[0, ~others].min() < -12.0))
 

@@ -34,8 +34,11 @@ def nucleus_distance(p: np.ndarray, lobes: np.ndarray, waves: np.ndarray, finger
     h = np.clip(0.5 + 0.5 * (b - a) / FURROW, 0, 1)
     out = b * (1 - h) + a * h - FURROW * h * (1 - h) - undulation(p, waves)
     for finger in () if fingers is None else fingers:
-        e = finger[6] - distance_to_line(p, finger)
-        out = np.maximum(out, e) + MOUTH / 4 * np.maximum(0.0, 1 - np.abs(out - e) / MOUTH) ** 2
+        middle, reach = (finger[:3] + finger[3:6]) / 2, np.abs(finger[3:6] - finger[:3]).max() / 2 + 400.0
+        near = np.flatnonzero((np.abs(p - middle) < reach).all(1))  # farther away it moves no surface
+        e = finger[6] - distance_to_line(p[near], finger)
+        d = np.maximum(out[near], e)
+        out[near] = d + MOUTH / 4 * np.maximum(0.0, 1 - np.abs(out[near] - e) / MOUTH) ** 2
     return out
 
 
