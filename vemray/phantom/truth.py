@@ -41,14 +41,14 @@ def membrane_and_cytosol(labels: np.ndarray, spacing_nm: tuple[float, float, flo
 def sparse_annotation(scene: Scene, truth: dict[str, np.ndarray], every: int = 10, fraction: float = 0.5, seed: int = 1) -> dict[int, np.ndarray]:
     """Partly painted planes, z -> uint8 (Y, X): 0 unlabelled, then the CLASSES from 1.
 
-    `truth`: `render(scene, whole)`. Every `every`-th plane is painted; of its organelles and of square patches of the rest about `fraction`, and a
-    thin line between cytoplasm and organelle is left out, as a hurried person leaves it. Lysosomes, which look like mitochondria, are painted as a
-    class of their own: the network must be shown what it shall not take."""
+    `truth`: `render(scene, whole)`, or the same at a coarser voxel size. Every `every`-th plane is painted; of its organelles and of square patches
+    of the rest about `fraction`, and a thin line between cytoplasm and organelle is left out, as a hurried person leaves it. Lysosomes, which look
+    like mitochondria, are painted as a class of their own: the network must be shown what it shall not take."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
     rng = np.random.default_rng([seed, scene.seed, 3])
     out = {}
-    for z in range(every // 2, scene.shape[0], every):
+    for z in range(every // 2, len(truth["cell"]), every):
         cell, nucleus, mito = truth["cell"][z], truth["nucleus"][z], truth["mitochondria"][z]
         if not cell.any():
             continue
