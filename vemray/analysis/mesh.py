@@ -167,7 +167,9 @@ def mesh_of(faces: np.ndarray, spacing: Spacing, origin_nm=(0.0, 0.0, 0.0), smoo
     if smooth > 0:
         v = _volumes_kept(v, place, triangles, welded, size)
         triangles = _triangulated(v, welded.quads)
-    v, triangles = _twice_used_edges_split(v, triangles, welded)
+    code = np.sort(welded.edges.min(axis=1) * np.int64(len(v)) + welded.edges.max(axis=1))
+    if (code[1:] == code[:-1]).any():
+        v, triangles = _two_at_each_edge(v, triangles)
     return Mesh(v + (np.array(origin_nm) - size / 2), triangles, welded.closed)
 
 
@@ -241,41 +243,44 @@ def _volumes_kept(v: np.ndarray, place: np.ndarray, triangles: np.ndarray, welde
     return v
 
 
-def _twice_used_edges_split(v: np.ndarray, triangles: np.ndarray, welded: _Welded) -> tuple[np.ndarray, np.ndarray]:
-    """Two sheets of one surface may share both ends of an edge (a tunnel one voxel thin): each gets a vertex of its own in the middle, so that
-    every edge joins two triangles."""
-    ends = np.sort(welded.edges, axis=1).astype(np.int64)
-    code = ends[:, 0] * len(v) + ends[:, 1]
-    _, which, counts = np.unique(code, return_inverse=True, return_counts=True)
-    twice = np.flatnonzero(counts[which] > 1)
-    if not len(twice):
+def _two_at_each_edge(v: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a surface meets itself in an edge (a tunnel one voxel thin, a decimation that pinched it), each two triangles that go on in each
+    other get a vertex of their own in the edge's middle, so that every edge joins two."""
+    ends = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).astype(np.int64)
+    code = ends.min(axis=1) * len(v) + ends.max(axis=1)
+    found, counts = np.unique(code, return_counts=True)
+    crowded = found[counts > 2]
+    if not len(crowded):
         return v, triangles
-    middle: dict[tuple[int, int, int], int] = {}  # (face, ends of an edge) -> new vertex
-    for k, e in enumerate(twice):
-        for s in welded.seams[e]:
-            if s >= 0:
-                middle[int(s) >> 2, int(ends[e, 0]), int(ends[e, 1])] = len(v) + k
-    added = v[welded.edges[twice]].mean(axis=1)
-    touched = sorted({face for face, _, _ in middle})
-    drop = np.zeros(len(triangles), bool)
-    new = []
-    for face in touched:
-        drop[[2 * face, 2 * face + 1]] = True
-        ring: list[int] = []
-        quad = [int(q) for q in welded.quads[face]]
-        for i in range(4):
-            a, b = quad[i], quad[(i + 1) % 4]
-            ring.append(a)
-            if (m := middle.get((face, min(a, b), max(a, b)))) is not None:
-                ring.append(m)
-        start = next(i for i, r in enumerate(ring) if r >= len(v))
-        ring = ring[start:] + ring[:start]
-        new += [(ring[0], ring[i], ring[i + 1]) for i in range(1, len(ring) - 1)]
-    return np.concatenate([v, added]), np.concatenate([triangles[~drop], np.array(new, np.int32)])
+    uses: dict[tuple[int, int], list[int]] = {}
+    for h in np.flatnonzero(np.isin(code, crowded)):
+        uses.setdefault((int(ends[h, 0]), int(ends[h, 1])), []).append(int(h) // 3)
+    middles: list[np.ndarray] = []
+    pieces: dict[int, list[tuple[int, int, int]]] = {}
+    for (a, b), one in uses.items():
+        for t, u in zip(one, uses.get((b, a), [])) if a < b else ():
+            m = len(v) + len(middles)
+            middles.append((v[a] + v[b]) / 2)
+            for face in (t, u):
+                parts = pieces.setdefault(face, [tuple(int(i) for i in triangles[face])])
+                at = next(i for i, p in enumerate(parts) if a in p and b in p)
+                old = parts.pop(at)
+                parts += [tuple(m if i == b else i for i in old), tuple(m if i == a else i for i in old)]
+    keep = np.ones(len(triangles), bool)
+    keep[list(pieces)] = False
+    new = np.array([p for face in sorted(pieces) for p in pieces[face]], np.int32)
+    return np.concatenate([v, middles]), np.concatenate([triangles[keep], new])
+
+
+def _without_folds(triangles: np.ndarray) -> np.ndarray:
+    """Without pairs of triangles on the same three vertices that face each other: collapses leave them, they enclose nothing."""
+    _, which, counts = np.unique(np.sort(triangles, axis=1), axis=0, return_inverse=True, return_counts=True)
+    return triangles[counts[which] != 2]
 
 
 def decimate(mesh: Mesh, keep: float) -> Mesh:
-    """The mesh with about `keep` (0..1) of its triangles, by quadric error (Garland and Heckbert 1997), scaled back to the volume that it enclosed."""
+    """The mesh with about `keep` (0..1) of its triangles, by quadric error (Garland and Heckbert 1997), scaled back to the volume
+    that it enclosed; a closed mesh stays closed, with two triangles at every edge (else it comes back as it was)."""
     if not 0 < keep <= 1:
         raise InputError(f"keep={keep:g}: give the share of triangles that stays, above 0 and at most 1.")
     if keep == 1 or len(mesh.triangles) * keep < 16:
@@ -285,8 +290,12 @@ def decimate(mesh: Mesh, keep: float) -> Mesh:
     except ImportError:
         raise MissingExtra("fast-simplification", "pictures", "decimating a mesh") from None
     centre = mesh.vertices.mean(axis=0)
-    v, t = simplify(np.ascontiguousarray(mesh.vertices - centre), np.ascontiguousarray(mesh.triangles), target_reduction=1 - keep)
-    out = Mesh(np.asarray(v, np.float64), np.asarray(t, np.int32), mesh.closed)
+    v, t = np.ascontiguousarray(mesh.vertices - centre), np.ascontiguousarray(mesh.triangles)
+    reduced = simplify(v, t, target_reduction=1 - keep)
+    v, t = _two_at_each_edge(np.asarray(reduced[0], np.float64), _without_folds(np.asarray(reduced[1], np.int32)))
+    out = Mesh(v, t, mesh.closed)
+    if mesh.closed and (out.edge_counts() != 2).any():
+        return mesh
     if mesh.closed and out.volume_nm3 * mesh.volume_nm3 > 0:
         out.vertices *= (mesh.volume_nm3 / out.volume_nm3) ** (1 / 3)
     out.vertices += centre
