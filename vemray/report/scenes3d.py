@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ from vemray.errors import InputError, MissingExtra, nearest
 from vemray.report.pictures import PALETTE, RGB
 from vemray.report.scale import bar_length
 
-#: view -> (from where the camera looks, what is up), XYZ. z of the volume goes down, as planes of a stack do
+#: view -> (from where the camera looks, what is up), XYZ. Planes look as in a stack: x to the right, y or z down
 VIEWS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "oblique": ((-0.62, -0.9, -0.55), (0.0, 0.0, -1.0)),
     "xy": ((0.0, 0.0, -1.0), (0.0, -1.0, 0.0)),
-    "xz": ((0.0, -1.0, 0.0), (0.0, 0.0, -1.0)),
+    "xz": ((0.0, 1.0, 0.0), (0.0, 0.0, -1.0)),
     "yz": ((-1.0, 0.0, 0.0), (0.0, 0.0, -1.0)),
     "back": ((0.62, 0.9, -0.55), (0.0, 0.0, -1.0)),
 }
@@ -142,15 +142,17 @@ def draw(layers: Sequence[Layer | Points], scale: Scale | None, cuts: Sequence[C
     try:
         plotter.set_background("white")
         points, legend = [], {}
-        for layer, colour in zip(layers, colours):
-            data, rgb = (_balls(pv, layer, colour, scale, ends) if isinstance(layer, Points) else _joined(pv, layer, colour, scale, ends, cuts)) or (None, None)
-            if data is None:
+        for layer, colour, apart in zip(layers, colours, _apart(layers)):
+            moved = [replace(c, at_nm=c.at_nm + (apart if c.keep_below else -apart)) for c in cuts]
+            drawn = (_balls if isinstance(layer, Points) else _joined)(pv, layer, colour, scale, ends, moved)
+            if drawn is None:
                 continue
+            data, rgb = drawn
             data.cell_data["colour"] = rgb
             opacity = 1.0 if isinstance(layer, Points) else layer.opacity
             plotter.add_mesh(
                 data, scalars="colour", rgb=True, opacity=opacity, smooth_shading=True, show_scalar_bar=False, ambient=0.3, diffuse=0.75,
-                specular=0.12 if opacity == 1 else 0.05, specular_power=18,
+                specular=0.12 if opacity == 1 else 0.05, specular_power=18, culling="back" if opacity < 1 else None,
             )  # fmt: skip
             points.append(np.asarray(data.points))
             if layer.values is None:
@@ -165,6 +167,17 @@ def draw(layers: Sequence[Layer | Points], scale: Scale | None, cuts: Sequence[C
     finally:
         plotter.close()
     return _Drawn(np.asarray(pixels)[..., :3], pixel_nm, legend, ends)
+
+
+def _apart(layers: Sequence[Layer | Points]) -> list[float]:
+    """nm by which each layer is cut later than the largest, a hair's breadth: of caps in one plane the smaller object's is seen."""
+    extent = []
+    for layer in layers:
+        parts = [layer.positions] if isinstance(layer, Points) else [m.vertices for m in layer.meshes.values()]
+        parts = [np.asarray(p, float).reshape(-1, 3) for p in parts if len(p)]
+        extent.append(float(np.linalg.norm(np.max([p.max(axis=0) for p in parts], 0) - np.min([p.min(axis=0) for p in parts], 0))) if parts else 0.0)
+    rank = np.argsort(np.argsort(-np.array(extent), kind="stable"), kind="stable")
+    return [float(r) * 3e-4 * max(extent) for r in rank]
 
 
 def _values(layer: Layer | Points) -> np.ndarray:
@@ -255,14 +268,20 @@ def _cut(pv, piece, cut: Cut, capped: bool):
     return both
 
 
-def _balls(pv, layer: Points, colour: RGB, scale, ends):
+def _balls(pv, layer: Points, colour: RGB, scale, ends, cuts: Sequence[Cut]):
     positions = np.asarray(layer.positions, float).reshape(-1, 3)
-    if not len(positions):
+    kept = np.ones(len(positions), bool)
+    for cut in cuts:
+        at = positions[:, 2 - _AXES[cut.axis]]
+        kept &= at <= cut.at_nm if cut.keep_below else at >= cut.at_nm
+    if not kept.any():
         return None
     ball = pv.Sphere(radius=layer.radius_nm, theta_resolution=14, phi_resolution=14)
-    data = pv.PolyData(np.ascontiguousarray(positions[:, ::-1])).glyph(geom=ball, scale=False, orient=False)
-    each = np.tile(np.array(colour, np.uint8), (len(positions), 1)) if layer.values is None else _coloured(np.asarray(layer.values, float), scale, ends)
-    return data, np.repeat(each, ball.n_cells, axis=0)
+    data = pv.PolyData(np.ascontiguousarray(positions[kept, ::-1])).glyph(geom=ball, scale=False, orient=False)
+    each = (
+        np.tile(np.array(colour, np.uint8), (len(positions), 1)) if layer.values is None else _coloured(np.asarray(layer.values, float), scale, ends)
+    )
+    return data, np.repeat(each[kept], ball.n_cells, axis=0)
 
 
 def _aim(pv, plotter, points: np.ndarray, view: str, size: tuple[int, int]) -> float:
