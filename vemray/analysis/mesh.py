@@ -231,7 +231,7 @@ def _volumes_kept(v: np.ndarray, place: np.ndarray, triangles: np.ndarray, welde
         share[lost] /= 2
         mixed = place + share[sheet][:, None] * (v - place)
     v = mixed.copy()
-    for _ in range(6):
+    for _ in range(15):
         area, volume = _integrals(v, triangles, sheet, count)
         by = np.where(closed, (wanted - volume) / np.maximum(area, 1e-300), 0.0)
         if (np.abs(wanted - volume)[closed] <= 1e-6 * np.abs(wanted)[closed]).all():
