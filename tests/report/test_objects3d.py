@@ -43,7 +43,7 @@ def test_meshes_agree_with_the_table(results):
     table = results.tables["mitochondria_table"].set_index("label")
     assert at.level == 0 and sorted(meshes) == sorted(table.index)
     for label, mesh in meshes.items():
-        assert mesh.volume_nm3 == pytest.approx(table.volume_nm3[label], rel=1e-3)
+        assert mesh.volume_nm3 == pytest.approx(table.volume_nm3[label], rel=1e-5)
         centre = mesh.vertices.mean(axis=0)
         assert centre == pytest.approx(table.loc[label, [f"centroid_{a}_nm" for a in "zyx"]].to_numpy(float), abs=25)
 

@@ -166,7 +166,6 @@ def mesh_of(faces: np.ndarray, spacing: Spacing, origin_nm=(0.0, 0.0, 0.0), smoo
     triangles = _triangulated(v, welded.quads)
     if smooth > 0:
         v = _volumes_kept(v, place, triangles, welded, size)
-        triangles = _triangulated(v, welded.quads)
     code = np.sort(welded.edges.min(axis=1) * np.int64(len(v)) + welded.edges.max(axis=1))
     if (code[1:] == code[:-1]).any():
         v, triangles = _two_at_each_edge(v, triangles)
