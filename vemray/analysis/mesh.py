@@ -24,8 +24,9 @@ from vemray.geometry import Int3, Spacing
 
 #: standard deviation of the smoothing in units of the coarsest voxel, and how often it is applied to what is left
 SMOOTH, PASSES = 1.75, 3
-#: of the time step of an explicit diffusion on a lattice: stable with the 6 edges that a vertex can have
-_STEP = 0.125
+#: longest explicit step of diffusion that is stable with the 6 edges that a vertex can have; and steps of many stages that the diffusion is cut
+#: into, so that what oscillates from stage to stage is damped
+_STABLE, _STEPS = 1 / 6, 4
 #: bytes that a mesh takes while it is made, for each face
 BYTES_PER_FACE = 400
 #: a sheet may lose or win this share of its volume by smoothing alone: beyond, it is smoothed less
@@ -175,11 +176,13 @@ def mesh_of(faces: np.ndarray, spacing: Spacing, origin_nm=(0.0, 0.0, 0.0), smoo
 def _smoothed(place: np.ndarray, welded: _Welded, size: np.ndarray, smooth: float) -> np.ndarray:
     finest, reach = size.min(), size.max()
     weight = (finest / size) ** 2
-    times = max(1, round((smooth * reach / finest) ** 2 / (2 * _STEP)))
-    v, change = np.zeros_like(place), np.empty_like(place)
+    time = (smooth * reach / finest) ** 2 / 2 / _STEPS  # a Gaussian of variance s^2 is the time s^2 / 2
+    stages = int(np.ceil((np.sqrt(1 + 8 * time / _STABLE) - 1) / 2))
+    v, before, change = np.zeros_like(place), np.empty_like(place), np.empty_like(place)
     for _ in range(PASSES):
         left = place - v
-        kernels.diffuse(left, welded.edges, weight, welded.axis, _STEP, times, welded.held, change)
+        for _ in range(_STEPS):
+            kernels.diffuse(left, welded.edges, weight, welded.axis, time, stages, welded.held, before, change)
         v += left
     np.clip(v, place - reach / 2, place + reach / 2, out=v)
     return np.where(welded.held, place, v)

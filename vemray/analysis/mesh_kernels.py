@@ -114,20 +114,38 @@ def number(parent, vertex, first):
 
 
 @njit(cache=True, nogil=True)
-def diffuse(v, edges, weight, axis, step, times, held, change):
-    """`times` explicit steps of diffusion along the edges; `held` (n, 3): coordinates that stay."""
-    for _ in range(times):
-        change[:] = 0
-        for e in range(len(edges)):
-            i, j, w = edges[e, 0], edges[e, 1], weight[axis[e]]
-            for d in range(3):
-                t = w * (v[j, d] - v[i, d])
-                change[i, d] += t
-                change[j, d] -= t
+def _pull(v, edges, weight, axis, change):
+    """`change`: sum over each vertex' edges of weight times the way to the other end."""
+    change[:] = 0
+    for e in range(len(edges)):
+        i, j, w = edges[e, 0], edges[e, 1], weight[axis[e]]
+        for d in range(3):
+            t = w * (v[j, d] - v[i, d])
+            change[i, d] += t
+            change[j, d] -= t
+
+
+@njit(cache=True, nogil=True)
+def diffuse(v, edges, weight, axis, time, stages, held, before, change):
+    """One step of diffusion along the edges, of length `time`, in stages of the Runge-Kutta-Legendre scheme of first order (Meyer, Balsara and
+    Aslam 2014, J Comput Phys 257:594): stable up to (stages^2 + stages) / 2 times as long as a plain explicit step. `held` (n, 3): coordinates
+    that stay. `before`, `change`: room."""
+    first = 2.0 / (stages * stages + stages)
+    before[:] = v
+    _pull(v, edges, weight, axis, change)
+    for i in range(len(v)):
+        for d in range(3):
+            if not held[i, d]:
+                v[i, d] += first * time * change[i, d]
+    for k in range(2, stages + 1):
+        mu, nu = (2 * k - 1) / k, (1 - k) / k
+        _pull(v, edges, weight, axis, change)
         for i in range(len(v)):
             for d in range(3):
                 if not held[i, d]:
-                    v[i, d] += step * change[i, d]
+                    old = v[i, d]
+                    v[i, d] = mu * old + nu * before[i, d] + mu * first * time * change[i, d]
+                    before[i, d] = old
 
 
 @njit(cache=True, nogil=True)
