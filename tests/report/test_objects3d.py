@@ -135,3 +135,24 @@ def test_meshes_go_to_a_bucket(results, s3_url):
 
     write_meshes(results, "nucleus", f"{s3_url}/meshes", "neuroglancer")
     assert access.list_names(f"{s3_url}/meshes") == ["1", "1.index", "info", "segment_properties"]
+
+
+@pytest.mark.parametrize(
+    "package, arguments",
+    [
+        ("pyvista", ("picture", "--show", "cell", "--out", "p.png")), ("fast_simplification", ("mesh", "cell", "--out", "m")),
+        ("DracoPy", ("mesh", "cell", "--format", "neuroglancer", "--keep", "1", "--out", "m")),
+    ],
+)  # fmt: skip
+def test_a_missing_package_is_named_with_its_extra(call, results, monkeypatch, tmp_path, package, arguments):
+    monkeypatch.setitem(sys.modules, package, None)  # import then fails as if it were not there
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(arguments[0], results.url, *arguments[1:])
+    assert code == 2 and "vemray[pictures]" in err and package.replace("_", "-") in err and len(err.strip().splitlines()) == 1
+
+
+def test_plain_meshes_need_no_extra(call, results, monkeypatch, tmp_path):
+    for package in ("pyvista", "fast_simplification", "DracoPy"):
+        monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = call("mesh", results.url, "nucleus", "--keep", 1, "--out", tmp_path / "m")
+    assert code == 0 and (tmp_path / "m" / "1.ply").exists(), err
