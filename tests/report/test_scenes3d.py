@@ -9,7 +9,7 @@ from vemray.analysis.mesh import exposed_faces, mesh_of
 from vemray.errors import InputError
 from vemray.geometry import Spacing
 from vemray.report.quantities import quantity
-from vemray.report.scenes3d import Cut, Layer, Points, Scale, draw, render
+from vemray.report.scenes3d import Cut, Layer, Points, Scale, _lid, draw, render
 
 pytest.importorskip("pyvista")
 RADIUS = 1000.0
@@ -69,6 +69,28 @@ def test_a_cut_takes_what_lies_before_it_and_fills_what_it_opens():
     assert half == pytest.approx(whole / 2, rel=0.03)
     with pytest.raises(InputError, match="nothing to draw"):
         draw(layers, None, [Cut("z", 5000.0)], "xy", SIZE)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_caps_fill_the_outline(axis):
+    """Of a ring cut across and along; and of noise, whose outline touches itself everywhere: the area of the voxels of that plane."""
+    fine = 2.0
+    z, y, x = np.mgrid[-12:13, -40:41, -40:41]
+    ring = np.moveaxis((np.hypot(x, y) - 28) ** 2 + z**2 < 9**2, 0, axis)
+    noise = np.random.default_rng(0).random((12, 13, 14)) < 0.5
+    for mask, index in ((ring, ring.shape[2 - axis] // 2), (noise, 6)):
+        mesh = mesh_of(exposed_faces(mask, closed=True)[1], Spacing(50, 50, 50), smooth=0)
+        points, triangles = _lid(mesh.vertices[:, ::-1], mesh.triangles, axis, index * 50.0 + 3, fine)
+        p = points[triangles]
+        area = np.linalg.norm(np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]), axis=1).sum() / 2
+        assert area == pytest.approx(np.count_nonzero(mask.take(index, axis=2 - axis)) * 2500, rel=1e-6)
+        assert (points[:, axis] == index * 50.0 + 3).all()
+
+
+def test_two_cuts_leave_a_quarter():
+    layer = Layer("ball", {1: ball()}, colour=(200, 80, 80))
+    drawn = draw([layer], None, [Cut("x", 0.0), Cut("y", 0.0, keep_below=True)], "xy", SIZE)
+    assert np.count_nonzero(painted(drawn)) * drawn.pixel_nm**2 == pytest.approx(np.pi * RADIUS**2 / 4, rel=0.03)
 
 
 def test_points_are_cut_and_coloured():

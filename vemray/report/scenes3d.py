@@ -32,6 +32,8 @@ VIEWS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] 
 }
 #: columns of XYZ
 _AXES = {"x": 0, "y": 1, "z": 2}
+#: strips that a cap across the whole picture is made of
+_STRIPS = 3000
 #: of objects that have no value
 _GREY: RGB = (185, 185, 185)
 
@@ -142,9 +144,13 @@ def draw(layers: Sequence[Layer | Points], scale: Scale | None, cuts: Sequence[C
     try:
         plotter.set_background("white")
         points, legend = [], {}
-        for layer, colour, apart in zip(layers, colours, _apart(layers)):
+        extent = [_extent(layer) for layer in layers]
+        rank = np.argsort(np.argsort(-np.array(extent), kind="stable"), kind="stable")
+        for layer, colour, order in zip(layers, colours, rank):
+            # of caps in one plane the smaller object's is seen: it is cut a hair's breadth later
+            apart = float(order) * 3e-4 * max(extent)
             moved = [replace(c, at_nm=c.at_nm + (apart if c.keep_below else -apart)) for c in cuts]
-            drawn = (_balls if isinstance(layer, Points) else _joined)(pv, layer, colour, scale, ends, moved)
+            drawn = (_balls if isinstance(layer, Points) else _joined)(pv, layer, colour, scale, ends, moved, max(extent) / _STRIPS)
             if drawn is None:
                 continue
             data, rgb = drawn
@@ -169,15 +175,13 @@ def draw(layers: Sequence[Layer | Points], scale: Scale | None, cuts: Sequence[C
     return _Drawn(np.asarray(pixels)[..., :3], pixel_nm, legend, ends)
 
 
-def _apart(layers: Sequence[Layer | Points]) -> list[float]:
-    """nm by which each layer is cut later than the largest, a hair's breadth: of caps in one plane the smaller object's is seen."""
-    extent = []
-    for layer in layers:
-        parts = [layer.positions] if isinstance(layer, Points) else [m.vertices for m in layer.meshes.values()]
-        parts = [np.asarray(p, float).reshape(-1, 3) for p in parts if len(p)]
-        extent.append(float(np.linalg.norm(np.max([p.max(axis=0) for p in parts], 0) - np.min([p.min(axis=0) for p in parts], 0))) if parts else 0.0)
-    rank = np.argsort(np.argsort(-np.array(extent), kind="stable"), kind="stable")
-    return [float(r) * 3e-4 * max(extent) for r in rank]
+def _extent(layer: Layer | Points) -> float:
+    """Diagonal of the layer's box, nm."""
+    parts = [layer.positions] if isinstance(layer, Points) else [m.vertices for m in layer.meshes.values()]
+    parts = [np.asarray(p, float).reshape(-1, 3) for p in parts if len(p)]
+    if not parts:
+        return 0.0
+    return float(np.linalg.norm(np.max([p.max(axis=0) for p in parts], axis=0) - np.min([p.min(axis=0) for p in parts], axis=0)))
 
 
 def _values(layer: Layer | Points) -> np.ndarray:
@@ -214,7 +218,7 @@ def _poly(pv, mesh: Mesh):
     return pv.PolyData.from_regular_faces(np.ascontiguousarray(mesh.vertices[:, ::-1], np.float32), mesh.triangles)
 
 
-def _joined(pv, layer: Layer, colour: RGB, scale, ends, cuts: Sequence[Cut]):
+def _joined(pv, layer: Layer, colour: RGB, scale, ends, cuts: Sequence[Cut], fine: float):
     """All objects of a layer in one piece with normals, and the colour of each triangle."""
     values = np.array([np.nan if layer.values is None else layer.values.get(n, np.nan) for n in layer.meshes], float)
     each = np.tile(np.array(colour, np.uint8), (len(values), 1)) if layer.values is None else _coloured(values, scale, ends)
@@ -223,10 +227,8 @@ def _joined(pv, layer: Layer, colour: RGB, scale, ends, cuts: Sequence[Cut]):
         if not len(mesh.triangles):
             continue
         piece = _poly(pv, mesh).compute_normals(cell_normals=False, split_vertices=False, auto_orient_normals=False, consistent_normals=False)
-        for cut in cuts:
-            piece = _cut(pv, piece, cut, layer.capped and mesh.closed)
-            if not piece.n_cells:
-                break
+        if cuts:
+            piece = _cut(pv, piece, cuts, layer.capped and mesh.closed, fine)
         if not piece.n_cells:
             continue
         vertices.append(np.asarray(piece.points))
@@ -241,34 +243,69 @@ def _joined(pv, layer: Layer, colour: RGB, scale, ends, cuts: Sequence[Cut]):
     return data, each[np.concatenate(owner)]
 
 
-def _cut(pv, piece, cut: Cut, capped: bool):
-    """The part of a piece on the kept side, with point normals; a cap has those of the plane."""
-    axis = _AXES[cut.axis]
-    lo, hi = piece.bounds[2 * axis], piece.bounds[2 * axis + 1]
-    inside, outside = (hi <= cut.at_nm, lo >= cut.at_nm) if cut.keep_below else (lo >= cut.at_nm, hi <= cut.at_nm)
-    if inside:
-        return piece
-    if outside:
-        return pv.PolyData()
-    towards = np.zeros(3)
-    towards[axis] = -1.0 if cut.keep_below else 1.0
-    origin = np.array(piece.center)
-    origin[axis] = cut.at_nm
-    wall = piece.clip(normal=towards, origin=origin, invert=False).triangulate()
-    if not capped or piece.n_open_edges:
-        return wall
-    closed = piece.clip_closed_surface(normal=towards, origin=origin).triangulate()
-    flat = np.abs(np.asarray(closed.points)[:, axis] - cut.at_nm) <= 1e-5 * max(1.0, abs(cut.at_nm))
-    lid = closed.regular_faces[flat[closed.regular_faces].all(axis=1)]
-    if not len(lid):
-        return wall
-    points = np.concatenate([wall.points, closed.points])
-    both = pv.PolyData.from_regular_faces(points, np.concatenate([wall.regular_faces, lid + wall.n_points]))
-    both.point_data["Normals"] = np.concatenate([wall.point_data["Normals"], np.tile(-towards, (closed.n_points, 1))]).astype(np.float32)
-    return both
+def _cut(pv, piece, cuts: Sequence[Cut], capped: bool, fine: float):
+    """The part of a piece on the kept side of every cut, with point normals; caps have those of their planes."""
+    parts = [_kept(piece, cuts)]
+    for cut in cuts if capped else ():
+        axis, sign = _AXES[cut.axis], 1.0 if cut.keep_below else -1.0
+        if not piece.bounds[2 * axis] < cut.at_nm < piece.bounds[2 * axis + 1]:
+            continue
+        points, triangles = _lid(np.asarray(piece.points, float), piece.regular_faces, axis, cut.at_nm, fine)
+        lid = pv.PolyData.from_regular_faces(points.astype(np.float32), triangles[:, ::-1] if cut.keep_below else triangles)
+        lid.point_data["Normals"] = np.tile((np.arange(3) == axis) * np.float32(sign), (len(points), 1))
+        parts.append(_kept(lid, [c for c in cuts if c is not cut]))
+    parts = [p for p in parts if p.n_cells]
+    if len(parts) < 2:
+        return parts[0] if parts else pv.PolyData()
+    starts = np.cumsum([0, *(p.n_points for p in parts[:-1])])
+    out = pv.PolyData.from_regular_faces(
+        np.concatenate([p.points for p in parts]), np.concatenate([p.regular_faces.reshape(-1, 3) + n for p, n in zip(parts, starts)])
+    )
+    out.point_data["Normals"] = np.concatenate([p.point_data["Normals"] for p in parts])
+    return out
 
 
-def _balls(pv, layer: Points, colour: RGB, scale, ends, cuts: Sequence[Cut]):
+def _kept(piece, cuts: Sequence[Cut]):
+    for cut in cuts:
+        if piece.n_cells:
+            origin = np.array(piece.center)
+            origin[_AXES[cut.axis]] = cut.at_nm
+            normal = (np.arange(3) == _AXES[cut.axis]) * (-1.0 if cut.keep_below else 1.0)
+            piece = piece.clip(normal=normal, origin=origin, invert=False).triangulate()
+    return piece
+
+
+def _lid(points: np.ndarray, triangles: np.ndarray, axis: int, at: float, fine: float) -> tuple[np.ndarray, np.ndarray]:
+    """What of the plane lies inside a closed mesh, as strips of the width `fine` along the next axis: points and triangles. A strip is inside
+    between its odd and even crossings of the outline, however often that touches or crosses itself."""
+    b, c = (axis + 1) % 3, (axis + 2) % 3
+    above = points[:, axis] >= at
+    crossing = triangles[(n := above[triangles].sum(axis=1)) % 3 != 0]
+    alone = np.argmax(above[crossing] == (n[n % 3 != 0] == 1)[:, None], axis=1)
+    p, q, r = np.take_along_axis(crossing, (alone[:, None] + np.arange(3)) % 3, axis=1).T
+
+    def on_plane(i, j):
+        i, j = np.minimum(i, j), np.maximum(i, j)  # the same point from both triangles of an edge
+        share = (at - points[i, axis]) / (points[j, axis] - points[i, axis])
+        return (points[i] + share[:, None] * (points[j] - points[i]))[:, [b, c]]
+
+    one, other = on_plane(p, q), on_plane(p, r)
+    first, last = (np.ceil(end / fine - 0.5).astype(np.int64) for end in (np.minimum(one[:, 0], other[:, 0]), np.maximum(one[:, 0], other[:, 0])))
+    which = np.repeat(np.arange(len(one)), last - first)
+    row = np.arange(len(which)) - np.repeat(np.cumsum(last - first) - (last - first), last - first) + first[which]
+    share = ((row + 0.5) * fine - one[which, 0]) / (other[which, 0] - one[which, 0])
+    where = one[which, 1] + share * (other[which, 1] - one[which, 1])
+    order = np.lexsort((where, row))
+    row, where = row[order][::2], where[order].reshape(-1, 2)
+    out = np.empty((len(row), 4, 3))
+    out[:, :, axis] = at
+    out[:, :2, b], out[:, 2:, b] = (row * fine)[:, None], ((row + 1) * fine)[:, None]
+    out[:, [0, 3], c], out[:, [1, 2], c] = where[:, :1], where[:, 1:]
+    corner = 4 * np.arange(len(row))[:, None]
+    return out.reshape(-1, 3), np.concatenate([corner + [0, 1, 2], corner + [0, 2, 3]])
+
+
+def _balls(pv, layer: Points, colour: RGB, scale, ends, cuts: Sequence[Cut], fine: float):
     positions = np.asarray(layer.positions, float).reshape(-1, 3)
     kept = np.ones(len(positions), bool)
     for cut in cuts:
