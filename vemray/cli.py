@@ -71,6 +71,17 @@ def triple(text: str, what: str, kind=int) -> tuple:
     return tuple(values)
 
 
+def pair(text: str, what: str) -> tuple[float, float]:
+    """'0.5,3' as two numbers."""
+    try:
+        a, b = (float(v) for v in text.split(","))
+    except ValueError:
+        a = b = math.nan
+    if not (math.isfinite(a) and math.isfinite(b)):
+        raise InputError(f"{what} {text}: give two numbers with a comma between them.")
+    return a, b
+
+
 def named(volumes: list[str]):
     """'URL' or ['NAME=URL', ...] as vemray.run takes it."""
     if len(volumes) == 1 and "=" not in volumes[0].split("/")[0]:
@@ -326,6 +337,64 @@ def walkthrough(
     point = triple(at, "--at", float) if at else None
     recipe = results.run["recipe"]
     say(write(stops(results, point, side), to, recipe["name"], recipe.get("about", "")))
+
+
+@app.command()
+def picture(
+    url: Annotated[str, typer.Argument(help="Folder or s3:// of a finished run.")],
+    out: Annotated[str, typer.Option("--out", help="PNG to write.")],
+    show: Annotated[list[str], typer.Option("--show", help="Label or mask volume: NAME or NAME:OPACITY, such as cell:0.15. Several.")] = [],  # noqa: B006
+    points: Annotated[list[str], typer.Option("--points", help="Balls at a table's centroids: TABLE or TABLE:RADIUS_NM.")] = [],  # noqa: B006
+    colour: Annotated[
+        str | None, typer.Option("--colour", help="TABLE.COLUMN that colours the objects that the table measures, or its points.")
+    ] = None,
+    limits: Annotated[
+        str | None, typer.Option("--range", help="LOW,HIGH of the colour scale, in the unit shown (default: 2nd to 98th per cent).")
+    ] = None,
+    colours: Annotated[str, typer.Option("--map", help="Colour map of matplotlib.")] = "viridis",
+    clip: Annotated[list[str], typer.Option("--clip", help="Cut open: x=0.5 (share of the extent) or x=3200nm; y, z likewise. Several.")] = [],  # noqa: B006
+    view: Annotated[str, typer.Option(help="oblique, back, xy, xz or yz")] = "oblique",
+    level: Annotated[int | None, typer.Option(min=0, help="Pyramid level (default: the finest of at most 64 million voxels).")] = None,
+    size: Annotated[str, typer.Option(help="Width,height in pixels.")] = "1500,1200",
+    title: Annotated[str, typer.Option(help="Words above the picture.")] = "",
+) -> None:
+    """Draw the objects of a run in 3D: coloured by any column, translucent, cut open, with scale bar and colour bar. Needs vemray[pictures]."""
+    from vemray.report.objects3d import picture
+    from vemray.run.results import Results
+    from vemray.store import access
+
+    ends = pair(limits, "--range") if limits else None
+    width, height = pair(size, "--size")
+    if not 64 <= min(width, height) <= max(width, height) <= 8192:
+        raise InputError(f"--size {size}: give 64 to 8192 pixels for each side.")
+    png, notes = picture(Results(url), show, colour, points, clip, view, ends, colours, level, (int(width), int(height)), title)
+    access.write_bytes(out, png)
+    for line in notes:
+        sys.stderr.write(line + "\n")
+    say(out)
+
+
+@app.command()
+def mesh(
+    url: Annotated[str, typer.Argument(help="Folder or s3:// of a finished run.")],
+    name: Annotated[str, typer.Argument(help="Label or mask volume of the run.")],
+    out: Annotated[str, typer.Option("--out", help="Folder or s3:// for the files.")],
+    form: Annotated[str, typer.Option("--format", help="ply or stl: LABEL.ply each; neuroglancer: multi-resolution; neuroglancer-legacy")] = "ply",
+    table: Annotated[str | None, typer.Option("--table", help="Table whose numbers Neuroglancer shall list for each object.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Only these, such as 3,17.")] = None,
+    keep: Annotated[float, typer.Option(help="Share of the triangles that stays (quadric decimation after smoothing).")] = 0.25,
+    smooth: Annotated[float, typer.Option(min=0, max=5, help="Smoothing in units of the coarsest voxel side; 0 leaves voxel faces.")] = 1.75,
+    level: Annotated[int | None, typer.Option(min=0, help="Pyramid level (default: the finest of at most 64 million voxels).")] = None,
+) -> None:
+    """Write meshes of a run's objects: closed, smoothed with their volume kept, in nm. Needs vemray[pictures] unless --keep 1 and ply or stl."""
+    from vemray.report.objects3d import write_meshes
+    from vemray.run.results import Results
+
+    try:
+        chosen = {int(v) for v in labels.split(",")} if labels else None
+    except ValueError:
+        raise InputError(f"--labels {labels}: give whole numbers with commas between them.") from None
+    say(write_meshes(Results(url), name, out, form, table, chosen, keep, smooth, level))
 
 
 def version(asked: bool) -> None:

@@ -21,6 +21,7 @@ from vemray.ops import (  # noqa: F401
     neighbourhood,
     objects,
     objects_morphology,
+    per_object,
     pixel_features,
     resample,
     smooth,

@@ -37,7 +37,10 @@ def cost(stage: Stage, plan: Plan) -> Cost:
     passes = 2 if stage.kind == "label" else 1
     typical = _typical(stage)
     read = requests = 0
-    for ref, box in _boxes_read(stage, typical):
+    # objects are read one by one: about each voxel once
+    for ref, box in (
+        _boxes_read(stage, typical) if stage.kind != "object" else [(r, typical) for r, s in stage.specs.items() if isinstance(s, ArraySpec)]
+    ):
         spec = stage.specs[ref]
         read += box.size * np.dtype(spec.dtype).itemsize
         requests += _requests(box, plan.options.block, plan.options.chunk)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from vemray.errors import PlanError
 from vemray.geometry import Box, Grid, Int3
 from vemray.ops.base import ArraySpec, BlockOperator, Filter, Labeller, Measure
+from vemray.ops.per_object import PerObject
 from vemray.plan.graph import Graph, Node, _call_specs, digest
 from vemray.plan.grids import boxes_read, grid_spec, read_inputs, refs_on_other_grids
 
@@ -38,7 +39,7 @@ class Stage:
     measures of what the stage writes; `outputs` its refs."""
 
     name: str
-    kind: Literal["map", "label", "measure", "analysis"]
+    kind: Literal["map", "label", "measure", "object", "analysis"]
     target: Node
     inline: dict[str, Node] = field(default_factory=dict)
     riders: tuple[Node, ...] = ()
@@ -190,6 +191,12 @@ def _stage(graph: Graph, node: Node, riders: tuple[Node, ...], inlined: dict[str
     specs = {r: graph.spec(r) for n in nodes for r in (*n.inputs.values(), *n.outputs)}
     if kind == "analysis":
         return Stage(node.name, kind, node, specs=specs)
+    if isinstance(op, PerObject):  # how large the objects are shows when they are done: a task takes what it may, at most what the volume would need
+        labels = grid_spec(node, specs)
+        grid = Grid(labels.shape, options.block)
+        return Stage(
+            node.name, "object", node, grid=grid, memory_bytes=min(options.memory_bytes, op.bytes_for(math.prod(labels.shape), labels)), specs=specs
+        )
     shape = grid_spec(node, specs).shape
     grid = Grid(shape, _block_shape(shape, node, specs, options))
     stage = Stage(node.name, kind, node, inline, riders, grid, 0, specs)

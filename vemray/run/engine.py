@@ -21,7 +21,7 @@ from vemray.plan.graph import arguments
 from vemray.plan.sources import TableSource
 from vemray.plan.stages import Options, Plan, Stage, fuse
 from vemray.run.reduce import Tree, merge_cube
-from vemray.run.work import WORKS, LabelWork, ModelWork, PyramidWork, Stats, Work, finish_labels, finish_measures, run_analysis
+from vemray.run.work import WORKS, LabelWork, ModelWork, ObjectWork, PyramidWork, Stats, Work, finish_labels, finish_measures, run_analysis
 from vemray.store import access, table
 from vemray.store.ledger import PassLedger, StageLedger
 from vemray.store.volume import Volume, create
@@ -196,6 +196,8 @@ class Engine:
         cls = ModelWork if stage.holds_model else WORKS[stage.kind]
         work = cls(stage.name, stage.grid, stage.target, stage.inline, stage.specs, volumes, tables, stage.riders, self.dataset)
         extra: dict[str, Any] = {}
+        if isinstance(work, ObjectWork):
+            work.limit = stage.memory_bytes
         if isinstance(work, LabelWork):
             work.local = local
             work.numbering = access.join(ledger.url, f"numbering-{'x'.join(map(str, stage.grid.block_shape))}")
@@ -204,7 +206,7 @@ class Engine:
                 extra = self._get(self._call(stage, finish_labels, work.numbering, len(stage.grid), root))
             work.second = True
         root = self._pass(stage, work, ledger, "pass 2" if stage.kind == "label" else "", tally)
-        measures = [stage.target] if stage.kind == "measure" else list(stage.riders)
+        measures = [stage.target] if stage.kind in ("measure", "object") else list(stage.riders)
         if measures:
             jobs = [(n.op, n.name, self.url(n.name), work.site(n, stage.grid.write_box(0)).inputs, self.dataset) for n in measures]
             extra["rows"] = self._get(self._call(stage, finish_measures, jobs, root))

@@ -212,6 +212,19 @@ class MeasureWork(Work):
 
 
 @dataclass
+class ObjectWork(Work):
+    """Does the objects whose box begins in the block, each read whole and by itself."""
+
+    limit: int = 0  # bytes that one may take
+
+    def _block(self, index, write, stats):
+        node = self.target
+        table = self.evaluate(node.inputs["table"], write, stats)
+        rows = node.op.objects(table, lambda box: self.evaluate(node.inputs["labels"], box, stats), self.site(node, write), self.limit)
+        return Bundle({node.name: rows})
+
+
+@dataclass
 class LabelWork(Work):
     """Both passes of a labelling stage. Pass 1 labels each block and returns the evidence; pass 2 writes final ids."""
 
@@ -352,4 +365,4 @@ def with_dataset(t, dataset: str):
     return t.add_column(0, "dataset", column)
 
 
-WORKS = {"map": MapWork, "label": LabelWork, "measure": MeasureWork}
+WORKS = {"map": MapWork, "label": LabelWork, "measure": MeasureWork, "object": ObjectWork}
