@@ -108,6 +108,17 @@ class ArraySpec:
 
 
 @dataclass(frozen=True)
+class ArtefactSpec:
+    """What files of blocks hold that are no array of voxels, such as the faces of surfaces; `shape`, `spacing` and `origin_nm` are of the
+    volume they were made from."""
+
+    shape: Int3
+    spacing: Spacing
+    kind: Literal["surface"] = "surface"
+    origin_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
 class Block:
     """One unit of work: it reads `read` and alone writes `write`. `coords` is its place in the grid."""
 

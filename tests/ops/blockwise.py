@@ -8,7 +8,8 @@
 
 Blocks run in shuffled order; inputs are read-only, and half the time a strided view as after a fused filter; partials are pickled
 and merged in a random tree whose groups are boxes; whole-axis sweeps get blocks that span their axes. Ports that take several
-inputs are keyed 'port.key', in `values` and in `specs`.
+inputs are keyed 'port.key', in `values` and in `specs`. A surface is given as `SurfaceOf` its labels: the operator gets it cut into
+blocks at random. An artefact's result is the union of its blocks' pieces.
 """
 
 from __future__ import annotations
@@ -16,14 +17,44 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vemray.geometry import Box, Grid, Int3, Spacing
-from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Site
+from vemray.ops.base import SPATIAL, Analysis, ArraySpec, Artefact, ArtefactSpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Site
+from vemray.ops.faces import Faces, Surface, SurfaceFaces
 
 ARRAY_KINDS = {"array", "image", "probability", "mask", "labels"}
+SPATIAL_KINDS = {*ARRAY_KINDS, "surface"}
+
+
+@dataclass(frozen=True)
+class SurfaceOf:
+    """A surface to be: of labels or a mask with their spec."""
+
+    labels: np.ndarray
+    spec: ArraySpec
+    op: SurfaceFaces = SurfaceFaces()  # noqa: RUF009  frozen
+
+    @property
+    def surface_spec(self) -> ArtefactSpec:
+        return self.op.output(self.spec)
+
+    def made(self, block: Int3, rng=None) -> Surface:
+        """Blocks of at most `block`, at random with an `rng`."""
+        if rng is not None:
+            block = tuple(int(rng.integers(max(1, min(b, n) // 2), max(1, min(b, n)) + 1)) for b, n in zip(block, self.spec.shape))
+        grid, pieces = Grid(self.spec.shape, block), {}
+        for i in range(len(grid)):
+            site = site_of(self.op, grid, i, (self.spec,))
+            piece = self.op(*block_arguments(self.op, {"labels": self.labels}, site, None), site=site)
+            if piece.arrays:
+                pieces[i] = piece
+        first = self.op(np.zeros((1, 1, 1), bool), site=Site((1, 1, 1), self.spec.spacing, Box.of((1, 1, 1)), Box.of((1, 1, 1)), (self.spec,))).entry
+        index = {k: np.array([p.entry[k] for p in pieces.values()], v.dtype).reshape(-1, *v.shape) for k, v in first.items()}
+        return Surface(self.surface_spec, {"block": np.array(list(pieces), np.int64), **index}, {i: p.arrays for i, p in pieces.items()}.__getitem__)
 
 
 def spec_of(array: np.ndarray, spacing=(8.0, 8.0, 8.0), kind: str | None = None) -> ArraySpec:
@@ -49,6 +80,7 @@ def run(
     if grid is None:
         shape = own_shape(op, specs)
         grid = Grid(shape, block or shape)
+    values = {k: v.made(grid.block_shape, rng) if isinstance(v, SurfaceOf) else v for k, v in values.items()}
     value, declared = _run(op, values, specs, grid, rng)
     return (value, declared) if spec else value
 
@@ -63,6 +95,8 @@ def _run(op, values, specs, grid, rng):
         return run_labeller(op, values, specs, grid, rng), first.like("uint64", "labels")
     if isinstance(op, Measure):
         return run_measure(op, values, specs, grid, rng), op.gives
+    if isinstance(op, Artefact):
+        return run_artefact(op, values, specs, grid, rng), op.output(*call_specs(op, specs))
     if isinstance(op, Analysis):
         return op(*arguments(op, values, lambda v: v)), op.gives
     raise TypeError(f"{type(op).__name__} is no known kind of operator")
@@ -131,6 +165,25 @@ def run_measure(op: Measure, values, specs, grid: Grid, rng) -> Any:
     return op.finish(merge_tree(partials, grid, rng), call)
 
 
+def run_artefact(op: Artefact, values, specs, grid: Grid, rng) -> dict[str, np.ndarray]:
+    """Every block's piece, put together by label, raster index and side: arrays `label`, `faces`, `normals`."""
+    call = call_specs(op, specs)
+    op.check(*call)
+    out, entries = [], []
+    for index in map(int, rng.permutation(len(grid))):
+        site = site_of(op, grid, index, call)
+        piece = op(*block_arguments(op, values, site, rng), site=site)
+        entries.append({k: (v.dtype, v.shape) for k, v in piece.entry.items()})
+        faces = Faces(**piece.arrays) if piece.arrays else Faces.none()
+        out.append((np.repeat(faces.labels, np.diff(faces.starts)), faces.faces, faces.normals))
+        owned = (faces.faces[:, :3] >= site.write.start).all() and (faces.faces[:, :3] < site.write.stop).all()
+        assert owned and len(faces) == piece.entry["faces"], f"{op.name}: faces of the block's own voxels, counted in its entry"
+    assert all(e == entries[0] for e in entries), f"{op.name}: entries of the index are alike in every block"
+    label, faces, normals = (np.concatenate(parts) for parts in zip(*out))
+    order = np.lexsort((*faces.T[::-1], label))
+    return {"label": label[order], "faces": faces[order], "normals": normals[order]}
+
+
 def run_composite(op: Composite, values, specs, grid: Grid, rng, trace: list | None = None):
     """Expand and run the steps. Returns (value, spec) of the last; `trace` collects (operator, values, specs) of every plain step,
     composites within composites expanded."""
@@ -190,18 +243,18 @@ def site_of(op: BlockOperator, grid: Grid, index: int, call: tuple) -> Site:
     return Site(grid.shape, spacing, read, write, call, boxes)
 
 
-def own_spec(op: Operator, call: tuple) -> ArraySpec:
+def own_spec(op: Operator, call: tuple) -> ArraySpec | ArtefactSpec:
     """The grid that the operator works on: that of its arrays, or of its output where they lie on others."""
-    array_ports = [p for p in op.ports if set(p.kinds) & ARRAY_KINDS]
-    own = [c for p, c in zip(array_ports, call) if not p.other_grid]
-    return next((s for c in own for s in (c.values() if isinstance(c, dict) else [c]) if isinstance(s, ArraySpec)), None) or op.output(*call)
+    ports = [p for p in op.ports if set(p.kinds) & SPATIAL_KINDS]
+    own = [c for p, c in zip(ports, call) if not p.other_grid]
+    return next((s for c in own for s in (c.values() if isinstance(c, dict) else [c]) if isinstance(s, SPATIAL)), None) or op.output(*call)
 
 
 def own_shape(op: Operator, specs: Mapping[str, Any]) -> Int3:
     """Shape of that grid; (1, 1, 1) for an operator on tables."""
     if any(p.other_grid for p in op.ports):
         return own_spec(op, call_specs(op, specs)).shape
-    return next((s.shape for s in specs.values() if isinstance(s, ArraySpec)), (1, 1, 1))
+    return next((s.shape for s in specs.values() if isinstance(s, SPATIAL)), (1, 1, 1))
 
 
 def _keys(op: Operator, given: Mapping[str, Any]) -> list[str]:
@@ -225,8 +278,8 @@ def arguments(op: Operator, values: Mapping[str, Any], take) -> list[Any]:
 
 
 def call_specs(op: Operator, specs: Mapping[str, Any]) -> tuple:
-    """Specs for `output`, `check`, `memory` and `finish`: of array ports in port order, None for one left out; tables are left out."""
-    only_tables = {p.name for p in op.ports if not set(p.kinds) & ARRAY_KINDS}
+    """Specs for `output`, `check`, `memory` and `finish`: of array and surface ports in port order, None for one left out; tables are left out."""
+    only_tables = {p.name for p in op.ports if not set(p.kinds) & SPATIAL_KINDS}
     left_out = {p.name: None for p in op.ports if not p.many and p.name not in specs}
     ports = arguments(op, {**specs, **left_out}, lambda s: s)
     return tuple(s for p, s in zip(op.ports, ports) if p.name not in only_tables)

@@ -5,7 +5,8 @@
 (oracles.py). Law 4, serial equals Ray, is the runner's test.
 
 Inputs are made from the kinds of the ports. An operator that needs others defines
-`example_inputs(self, rng, shape, spacing) -> (values, specs)` by port name; one that takes a table or scalars gets those that reach it
+`example_inputs(self, rng, shape, spacing) -> (values, specs)` by port name, or, for its tables and scalars alone,
+`example_tables(self, rng, shape, spacing) -> values`; one that takes a table or scalars and says nothing gets those that reach it
 in a composite that uses it. One that can be tested in no way fails.
 """
 
@@ -30,11 +31,26 @@ from scipy import ndimage
 
 import vemray.ops
 from tests.ops import oracles
-from tests.ops.blockwise import ARRAY_KINDS, arguments, assert_same, call_specs, own_shape, own_spec, plain_steps, run, spec_of
+from tests.ops.blockwise import SPATIAL_KINDS, SurfaceOf, arguments, assert_same, call_specs, own_shape, own_spec, plain_steps, run, spec_of
 from vemray.errors import InputError
 from vemray.geometry import Box
 from vemray.ops import OPERATORS, build, parameters
-from vemray.ops.base import Analysis, Approximate, ArraySpec, BlockOperator, Composite, Exact, Filter, Labeller, Measure, Operator, Port, Site
+from vemray.ops.base import (
+    Analysis,
+    Approximate,
+    ArraySpec,
+    Artefact,
+    ArtefactSpec,
+    BlockOperator,
+    Composite,
+    Exact,
+    Filter,
+    Labeller,
+    Measure,
+    Operator,
+    Port,
+    Site,
+)
 
 ISO, ODD, FLAT = (8.0, 8.0, 8.0), (50.0, 4.6, 4.6), (16.0, 8.0, 4.0)
 #: name -> (shape, spacing in nm, block, what fills the inputs)
@@ -99,6 +115,8 @@ def make(rng, shape, kind: str, dtype, fill: str) -> np.ndarray:
 
 
 def variants(port: Port) -> list[tuple[str, type]]:
+    if "surface" in port.kinds:
+        return [("surface", np.uint64)]
     kinds = [k for k in ("image", "probability", "mask", "labels") if port.accepts(k)]
     return [v for k in kinds for v in VARIANTS[k]]
 
@@ -107,20 +125,24 @@ def inputs(op: Operator, rng, shape, spacing, fill: str, variant: int) -> tuple[
     """Values and specs by port name. `variant` goes through the kinds and dtypes that the ports accept."""
     if hasattr(op, "example_inputs"):
         return op.example_inputs(rng, shape, spacing)
-    if any(not p.optional and not set(p.kinds) & ARRAY_KINDS for p in op.ports):
+    tables = op.example_tables(rng, shape, spacing) if hasattr(op, "example_tables") else {}
+    if any(not p.optional and not set(p.kinds) & SPATIAL_KINDS and p.name not in tables for p in op.ports):
         return inputs_of_composite(op, rng, shape, spacing, fill, variant)
-    values, specs = {}, {}
+    values, specs = dict(tables), {}
     rest = variant
     for port in op.ports:
-        if not set(port.kinds) & ARRAY_KINDS:
+        if not set(port.kinds) & SPATIAL_KINDS:
             continue
         rest, choice = divmod(rest, choices(port))
         if choice == len(variants(port)):
             continue  # an optional port left out
         kind, dtype = variants(port)[choice]
         for key in (f"{port.name}.one", f"{port.name}.two") if port.many else (port.name,):
-            values[key] = make(rng, shape, kind, dtype, fill)
-            specs[key] = spec_of(values[key], spacing, kind)
+            values[key] = make(rng, shape, "labels" if kind == "surface" else kind, dtype, fill)
+            specs[key] = spec_of(values[key], spacing, "labels" if kind == "surface" else kind)
+            if kind == "surface":
+                values[key] = SurfaceOf(values[key], specs[key])
+                specs[key] = values[key].surface_spec
     return values, specs
 
 
@@ -176,12 +198,12 @@ def users(cls: type[Operator]) -> list[Operator]:
 @functools.cache
 def usable(op: Operator) -> tuple[int, ...]:
     """The variants of inputs that the operator takes, at most 12; it may refuse some (floats, say) by an InputError, but not all."""
-    total = math.prod(choices(p) for p in op.ports if set(p.kinds) & ARRAY_KINDS)
+    total = math.prod(choices(p) for p in op.ports if set(p.kinds) & SPATIAL_KINDS)
     found, refused = {}, ""
     for v in range(0, total, max(1, total // 12)):
         try:
             values, specs = inputs(op, np.random.default_rng(v), (4, 5, 6), ISO, "noise", v)
-            same = repr([(k, s.kind, s.dtype) for k, s in specs.items() if isinstance(s, ArraySpec)])
+            same = repr([(k, s.kind, getattr(s, "dtype", "")) for k, s in specs.items() if not isinstance(s, str)])
             if same not in found:
                 run(op, values, specs)
                 found[same] = v
@@ -234,7 +256,9 @@ def test_blockwise_equals_whole(op, scene):
 
 
 def as_declared(op: Operator, value, declared, shape) -> None:
-    if isinstance(declared, dict) and not hasattr(declared, "column_names"):
+    if isinstance(declared, ArtefactSpec):
+        assert declared.shape == tuple(shape) and value["faces"].shape == (len(value["label"]), 4)
+    elif isinstance(declared, dict) and not hasattr(declared, "column_names"):
         assert list(value) == list(declared)
         for k in declared:
             as_declared(op, value[k], declared[k], shape)
@@ -290,7 +314,9 @@ def test_memory(op):
     largest type of input; and on the many small things that noise makes. A chessboard of labels, one a voxel, is left out."""
     by_size = sorted(
         usable(op),
-        key=lambda v: sum(np.dtype(s.dtype).itemsize for s in inputs(op, np.random.default_rng(v), (2, 2, 2), ISO, "noise", v)[1].values()),
+        key=lambda v: sum(
+            np.dtype(getattr(s, "dtype", "u1")).itemsize for s in inputs(op, np.random.default_rng(v), (2, 2, 2), ISO, "noise", v)[1].values()
+        ),
     )
     scenes = [*((v, "blobs") for v in {by_size[0], by_size[-1]}), (by_size[-1], "specks")]
     if not any(p.accepts("labels") for p in op.ports):
@@ -310,14 +336,15 @@ def measured_memory(op: BlockOperator, variant: int, shape=(96, 96, 96), fill: s
     def call(shape):
         values, specs = inputs(op, np.random.default_rng(5), shape, ISO, fill, variant)
         values = {k: strided(v) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+        values = {k: v.made(shape) if isinstance(v, SurfaceOf) else v for k, v in values.items()}
         spec_tuple = call_specs(op, specs)
         shape = own_shape(op, specs)
         box = Box.of(shape)
         boxes = {p.name: Box.of(specs[p.name].shape) for p in op.ports if p.other_grid}
         site = Site(shape, own_spec(op, spec_tuple).spacing, box, box, spec_tuple, boxes)
         args = arguments(op, values, lambda v: v)
-        method = op if isinstance(op, Filter) else op.label if isinstance(op, Labeller) else op.measure
-        return lambda: method(*args, site=site), op.memory(*spec_tuple), box.size
+        method = op if isinstance(op, Filter | Artefact) else op.label if isinstance(op, Labeller) else op.measure
+        return lambda: method(*args, site=site), op.memory(*spec_tuple) + op.fixed_memory() / box.size, box.size
 
     call((12, 13, 14))[0]()  # imports and compiles
     run_once, declared, voxels = call(shape)
@@ -375,7 +402,7 @@ def test_registry_is_tested():
     assert not late, f"{late} are registered, but vemray/ops/__init__.py does not import their modules"
     for name, cls in OURS.items():
         assert cls.examples(), f"'{name}' has no examples: it is not tested"
-        assert issubclass(cls, Filter | Labeller | Measure | Analysis | Composite), f"'{name}' is of no known kind"
+        assert issubclass(cls, Filter | Labeller | Measure | Artefact | Analysis | Composite), f"'{name}' is of no known kind"
         assert isinstance(cls.contract, Exact | Approximate)
     unknown = set(oracles.ORACLES) - set(OURS)
     assert not unknown, f"oracles for operators that do not exist: {unknown}"

@@ -7,6 +7,7 @@ must return the same values however the volume was cut: *blockwise equals whole*
     Filter     arrays over a read box        an array over the write box
     Labeller   arrays over a read box        labels of the write box, plus Evidence that stitches them to the neighbours'
     Measure    arrays over a read box        a Partial; `finish` turns the merged Partial into a table or scalars
+    Artefact   arrays over a read box        a Piece: the block's own file, with its entry in the index of all files
     Analysis   tables                        a table
     Composite  nothing                       expands into steps of the other kinds
 """
@@ -21,10 +22,12 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from vemray.errors import RecipeError, nearest
-from vemray.geometry import ArraySpec, Box, Int3, Spacing
+from vemray.geometry import ArraySpec, ArtefactSpec, Box, Int3, Spacing
 
-#: what a port may be fed with; "array" is any of the four array kinds
-PortKind = Literal["array", "image", "probability", "mask", "labels", "table", "scalars"]
+#: what a port may be fed with; "array" is any of the four array kinds. A surface comes as a `Surface` (ops/faces.py), read as it is asked for
+PortKind = Literal["array", "image", "probability", "mask", "labels", "table", "scalars", "surface"]
+#: specs of what lies in a volume
+SPATIAL = (ArraySpec, ArtefactSpec)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,10 @@ class BlockOperator(Operator):
         """Upper bound of the bytes a call allocates, per voxel of the read box: its output and temporaries, not its inputs."""
         raise NotImplementedError(f"{type(self).__name__} must declare its memory")
 
+    def fixed_memory(self) -> int:
+        """Upper bound of the bytes that a call holds whatever the size of its block, such as what it keeps of a surface that it reads."""
+        return 0
+
     def rows(self) -> dict[str, tuple[str, str]]:
         """Table ports of which a block needs only the rows of its own labels: port -> (port of the labels, column that holds them). The call
         then gets those rows, or more."""
@@ -218,12 +225,31 @@ class Measure(BlockOperator):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """What an Artefact makes of one block. `arrays` go into the block's file; without any there is no file. `entry`: small arrays, of the
+    same names, types and shapes in every block, stacked over the blocks that have a file into the index."""
+
+    arrays: dict[str, np.ndarray]
+    entry: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Artefact(BlockOperator):
+    def output(self, *inputs: ArraySpec) -> ArtefactSpec:
+        raise NotImplementedError
+
+    def __call__(self, *arrays: np.ndarray, site: Site) -> Piece:
+        """What belongs to the voxels of `site.write`. The union over the blocks must not depend on how they were cut."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Analysis(Operator):
     ports: ClassVar[tuple[Port, ...]] = (Port("table", ("table",)),)
     gives: ClassVar[Literal["table", "scalars"]] = "table"
 
     def __call__(self, *tables):
-        """pyarrow tables (or scalars) in, one table out."""
+        """pyarrow tables (scalars, surfaces) in, one table out."""
         raise NotImplementedError
 
 

@@ -7,9 +7,9 @@ import inspect
 import textwrap
 import typing
 
-from vemray.ops.base import OPERATORS, Analysis, Approximate, Composite, Filter, Labeller, Measure, Operator, find, load_plugins
+from vemray.ops.base import OPERATORS, Analysis, Approximate, Artefact, Composite, Filter, Labeller, Measure, Operator, find, load_plugins
 
-KINDS = {Filter: "filter", Labeller: "labeller", Measure: "measure", Analysis: "analysis", Composite: "composite"}
+KINDS = {Filter: "filter", Labeller: "labeller", Measure: "measure", Artefact: "artefact", Analysis: "analysis", Composite: "composite"}
 
 
 def kind(cls: type[Operator]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vemray.geometry import Box, Int3
-from vemray.ops.base import ArraySpec, Filter, Labeller, Measure, Site
+from vemray.ops.base import ArraySpec, Artefact, Filter, Labeller, Measure, Site
 from vemray.plan.graph import Node, _call_specs
 from vemray.plan.grids import boxes_read, grid_spec, other_boxes
 from vemray.plan.stages import Plan, Stage
@@ -47,7 +47,7 @@ def cost(stage: Stage, plan: Plan) -> Cost:
     recomputed = passes == 2 and stage.target.op.cheap
     outputs = [s for s in stage.target.outputs.values() if isinstance(s, ArraySpec)]
     written = sum(typical.size * np.dtype(s.dtype).itemsize for s in outputs)
-    puts = len(outputs)
+    puts = len(outputs) + (stage.kind == "artefact")
     if passes == 2 and not recomputed:
         written += typical.size * 4
         read += typical.size * 4
@@ -101,10 +101,13 @@ _rates: dict[str, float | None] = {}
 
 
 def calibrate(node: Node, stage: Stage) -> float | None:
-    """Voxels per second of `node` on this machine, measured once a process; None when it needs tables that do not exist yet."""
+    """Voxels per second of `node` on this machine, measured once a process; None when it needs tables or surfaces that do not exist yet."""
     if node.key in _rates:
         return _rates[node.key]
     specs = [s for s in _call_specs(node.op, node.inputs, stage.specs)]
+    if any(s is not None and not isinstance(s, ArraySpec) for s in specs):
+        _rates[node.key] = None
+        return None
     if len(specs) != len([p for p in node.op.ports if p.name in node.inputs]) and any(
         not set(p.kinds).isdisjoint({"table", "scalars"}) for p in node.op.ports
     ):
@@ -125,7 +128,7 @@ def calibrate(node: Node, stage: Stage) -> float | None:
     try:
         for _ in itertools.repeat(None, 2):  # the first call compiles
             t0 = time.perf_counter()
-            if isinstance(node.op, Filter):
+            if isinstance(node.op, Filter | Artefact):
                 node.op(*arrays, site=site)
             elif isinstance(node.op, Labeller):
                 node.op.label(*arrays, site=site)

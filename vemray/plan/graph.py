@@ -14,7 +14,7 @@ from typing import Any
 import vemray.models.infer  # noqa: F401  registers `infer`
 from vemray.errors import InputError, RecipeError, nearest
 from vemray.ops import OPERATORS, build, find, parameters
-from vemray.ops.base import Analysis, ArraySpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port
+from vemray.ops.base import Analysis, ArraySpec, Artefact, ArtefactSpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port
 from vemray.plan.recipe import Recipe
 from vemray.plan.sources import Source, TableSource
 
@@ -22,7 +22,7 @@ from vemray.plan.sources import Source, TableSource
 @dataclass(frozen=True)
 class Node:
     """One operator with its inputs found. `inputs`: port (or 'port.key' of a many-port) -> name of a node output or an input.
-    `outputs`: output name -> ArraySpec, or the string 'table' or 'scalars'."""
+    `outputs`: output name -> ArraySpec or ArtefactSpec, or the string 'table' or 'scalars'."""
 
     name: str
     op: Operator
@@ -107,6 +107,8 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source | TableSource]) -> Grap
             elif isinstance(op, Labeller):
                 first = next(iter(own_arrays(op, inputs, specs).values()))
                 outputs = {name: first.like("uint64", "labels")}
+            elif isinstance(op, Artefact):
+                outputs = {name: op.output(*call_specs)}
             elif isinstance(op, Measure | Analysis):
                 outputs = {name: op.gives}
         except RecipeError as e:
@@ -139,10 +141,12 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source | TableSource]) -> Grap
 
 
 def _worth_keeping(nodes: Mapping[str, Node]) -> list[str]:
-    """What is kept where the recipe does not say: every table, and every volume that no other volume is made from."""
+    """What is kept where the recipe does not say: every table, every volume that no other volume is made from, every surface that is not used."""
     made_from = {r for n in nodes.values() if any(isinstance(s, ArraySpec) for s in n.outputs.values()) for r in n.inputs.values()}
+    used = {r for n in nodes.values() for r in n.inputs.values()}
     own = [n for n in nodes.values() if n.name == n.step]  # not the parts of composites
-    return [o for n in own for o, spec in n.outputs.items() if not isinstance(spec, ArraySpec) or o not in made_from]
+    no_more = {ArraySpec: made_from, ArtefactSpec: used}
+    return [o for n in own for o, spec in n.outputs.items() if o not in no_more.get(type(spec), ())]
 
 
 _NOTHING = Node("", Operator(), {}, {}, "", "")
@@ -253,5 +257,5 @@ def arguments(op: Operator, inputs: Mapping[str, str], value) -> list[Any]:
 
 
 def _call_specs(op: Operator, inputs: Mapping[str, str], specs: Mapping[str, Any]) -> list[Any]:
-    """Specs for `output`, `check` and `memory`: array ports in port order (None for an optional one left out); tables are left out."""
+    """Specs for `output`, `check` and `memory`: array and surface ports in port order (None for an optional one left out); tables are left out."""
     return [s for p, s in zip(op.ports, arguments(op, inputs, lambda r: specs[r])) if not set(p.kinds) <= {"table", "scalars"}]

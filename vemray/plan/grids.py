@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vemray.geometry import ArraySpec, Box
+from vemray.geometry import ArraySpec, ArtefactSpec, Box
 from vemray.plan.graph import Node, _call_specs, own_arrays, ports_of
 
 
-def grid_spec(node: Node, specs: Mapping[str, Any]) -> ArraySpec | None:
-    """The voxels that the node's blocks are cut from: those of its inputs, or of its output where all inputs lie on other grids."""
+def grid_spec(node: Node, specs: Mapping[str, Any]) -> ArraySpec | ArtefactSpec | None:
+    """The voxels that the node's blocks are cut from: those of its inputs, or of its output where all inputs lie on other grids, or of the first
+    surface where it reads no voxels."""
     own = own_arrays(node.op, node.inputs, specs).values()
-    return next(iter(own), None) or next((s for s in node.outputs.values() if isinstance(s, ArraySpec)), None)
+    made = (s for s in node.outputs.values() if isinstance(s, ArraySpec))
+    surfaces = (specs[r] for r in node.inputs.values() if isinstance(specs[r], ArtefactSpec))
+    return next(itertools.chain(own, made, surfaces), None)
 
 
 def read_inputs(node: Node) -> dict[str, str]:

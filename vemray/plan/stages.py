@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vemray.errors import PlanError
 from vemray.geometry import Box, Grid, Int3
-from vemray.ops.base import ArraySpec, BlockOperator, Filter, Labeller, Measure
+from vemray.ops.base import ArraySpec, Artefact, BlockOperator, Filter, Labeller, Measure
 from vemray.ops.per_object import PerObject
 from vemray.plan.graph import Graph, Node, _call_specs, digest
 from vemray.plan.grids import boxes_read, grid_spec, read_inputs, refs_on_other_grids
@@ -35,11 +35,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Stage:
-    """`target` is a Filter, Labeller, Measure or Analysis; `inline` maps refs to filters computed within the task; `riders` are
+    """`target` is a Filter, Labeller, Measure, Artefact or Analysis; `inline` maps refs to filters computed within the task; `riders` are
     measures of what the stage writes; `outputs` its refs."""
 
     name: str
-    kind: Literal["map", "label", "measure", "object", "analysis"]
+    kind: Literal["map", "label", "measure", "artefact", "object", "analysis"]
     target: Node
     inline: dict[str, Node] = field(default_factory=dict)
     riders: tuple[Node, ...] = ()
@@ -174,9 +174,12 @@ def _riders(graph: Graph, inlined: dict[str, Int3], have: frozenset[str]) -> dic
     return out
 
 
+KINDS = {Filter: "map", Labeller: "label", Measure: "measure", Artefact: "artefact"}
+
+
 def _stage(graph: Graph, node: Node, riders: tuple[Node, ...], inlined: dict[str, Int3], options: Options) -> Stage:
     op = node.op
-    kind = "map" if isinstance(op, Filter) else "label" if isinstance(op, Labeller) else "measure" if isinstance(op, Measure) else "analysis"
+    kind = next((k for cls, k in KINDS.items() if isinstance(op, cls)), "analysis")
     inline: dict[str, Node] = {}
 
     def gather(n: Node) -> None:
@@ -241,7 +244,7 @@ def peak_bytes(stage: Stage) -> int:
                 peak = max(peak, held + 2.0 * read.size * _itemsize(stage.specs[r]))  # decoded chunks, then the assembled array
             held += read.size * _itemsize(stage.specs[r])
         read = node.op.read_box(write, grid.shape, grid_spec(node, stage.specs).spacing)
-        return max(peak, held + node.op.memory(*_call_specs(node.op, node.inputs, stage.specs)) * read.size)
+        return max(peak, held + node.op.memory(*_call_specs(node.op, node.inputs, stage.specs)) * read.size + node.op.fixed_memory())
 
     box = grid.write_box(middle)
     worst = need(stage.target, box)

@@ -17,7 +17,7 @@ from typing import Any
 
 import vemray.phantom.operators  # noqa: F401  registers `phantom`
 from vemray.errors import InputError, InterruptedRun, VemrayError, VolumeError
-from vemray.ops.base import ArraySpec
+from vemray.ops.base import ArraySpec, ArtefactSpec
 from vemray.plan import Options, Plan, Recipe, Source, TableSource, fuse, load_recipe, resolve
 from vemray.plan.graph import digest, file_hash
 from vemray.plan.recipe import InputSpec
@@ -33,7 +33,7 @@ from vemray.store.volume import Volume, at_level, levels_of
 from vemray.store.volume import open as open_volume
 
 #: folders of an output that a run writes to
-WRITTEN = ("volumes", "tables", "meshes", "scratch", "ledger", "report")
+WRITTEN = ("volumes", "tables", "surfaces", "meshes", "scratch", "ledger", "report")
 
 
 def source(name: str, url: str, kind: str | None = None, spacing=None) -> Source:
@@ -325,7 +325,9 @@ def provenance(plan: Plan, dataset: str, run_id: str) -> dict:
     }  # fmt: skip
 
 
-def _spec(s: ArraySpec) -> dict:
+def _spec(s: ArraySpec | ArtefactSpec) -> dict:
+    if isinstance(s, ArtefactSpec):
+        return {"shape": s.shape, "kind": s.kind, "spacing_nm": s.spacing.zyx}
     return {"shape": s.shape, "dtype": s.dtype, "kind": s.kind, "spacing_nm": s.spacing.zyx}
 
 

@@ -10,19 +10,32 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vemray.errors import BlockError, VemrayError
 from vemray.geometry import Grid, Int3
-from vemray.ops.base import ArraySpec, Labeller
+from vemray.ops.base import ArraySpec, ArtefactSpec, Labeller
 from vemray.plan.graph import arguments
 from vemray.plan.sources import TableSource
 from vemray.plan.stages import Options, Plan, Stage, fuse
 from vemray.run.reduce import Tree, merge_cube
-from vemray.run.work import WORKS, LabelWork, ModelWork, ObjectWork, PyramidWork, Stats, Work, finish_labels, finish_measures, run_analysis
+from vemray.run.work import (
+    WORKS,
+    LabelWork,
+    ModelWork,
+    ObjectWork,
+    PyramidWork,
+    Stats,
+    Work,
+    finish_artefact,
+    finish_labels,
+    finish_measures,
+    run_analysis,
+)
 from vemray.store import access, table
+from vemray.store.artefact import ArtefactFiles
 from vemray.store.ledger import PassLedger, StageLedger
 from vemray.store.volume import Volume, create
 from vemray.store.volume import open as open_volume
@@ -90,6 +103,8 @@ class Engine:
             return f"tables/{ref}.parquet"
         if spec == "scalars":
             return f"tables/{ref}.json"
+        if isinstance(spec, ArtefactSpec):
+            return f"{'surfaces' if ref in self.plan.keep else 'scratch'}/{ref}"
         return f"{'volumes' if ref in self.plan.keep else 'scratch'}/{ref}.zarr"
 
     def url(self, ref: str) -> str:
@@ -109,7 +124,8 @@ class Engine:
         if self.claims.get(path, ("",))[0] != self.key(ref):
             return False
         url = self.url(ref)
-        return access.exists(access.join(url, "zarr.json") if url.endswith(".zarr") else url)
+        facts = "artefact.json" if isinstance(self.plan.graph.spec(ref), ArtefactSpec) else "zarr.json" if url.endswith(".zarr") else ""
+        return access.exists(access.join(url, facts) if facts else url)
 
     def needed(self) -> set[str]:
         """Names of the stages that must run: those whose wanted or still needed outputs are not there."""
@@ -188,13 +204,14 @@ class Engine:
                 table.write_table(self.url(ref), given.given.table)
         if stage.kind == "analysis":
             self.events("stage", stage=stage.name, title=stage.title, pass_name="", blocks=1, done=0)
-            args = arguments(stage.target.op, stage.target.inputs, self.url)
+            args = arguments(stage.target.op, stage.target.inputs, lambda r: self._artefacts([r]).get(r, self.url(r)))
             rows = self._get(self._call(stage, run_analysis, stage.target.op, args, self.url(stage.name), self.dataset))
             return {"rows": {stage.name: rows}}
         volumes, local = self._volumes(stage, ledger)
-        tables = {r: self.url(r) for r in stage.reads if not isinstance(stage.specs[r], ArraySpec)}
+        tables = {r: self.url(r) for r in stage.reads if isinstance(stage.specs[r], str)}
+        artefacts = self._artefacts([*stage.reads, *stage.outputs])
         cls = ModelWork if stage.holds_model else WORKS[stage.kind]
-        work = cls(stage.name, stage.grid, stage.target, stage.inline, stage.specs, volumes, tables, stage.riders, self.dataset)
+        work = cls(stage.name, stage.grid, stage.target, stage.inline, stage.specs, volumes, tables, artefacts, stage.riders, self.dataset)
         extra: dict[str, Any] = {}
         if isinstance(work, ObjectWork):
             work.limit = stage.memory_bytes
@@ -210,6 +227,8 @@ class Engine:
         if measures:
             jobs = [(n.op, n.name, self.url(n.name), work.site(n, stage.grid.write_box(0)).inputs, self.dataset) for n in measures]
             extra["rows"] = self._get(self._call(stage, finish_measures, jobs, root))
+        elif stage.kind == "artefact":
+            self._get(self._call(stage, finish_artefact, artefacts[stage.name], stage.name, root))
         else:
             self._get(root)
         for ref in stage.target.outputs:
@@ -304,18 +323,19 @@ class Engine:
     # volumes ----------------------------------------------------------------------------------------------------------
 
     def _volumes(self, stage: Stage, ledger: StageLedger) -> tuple[dict[str, Volume], Volume | None]:
-        """Handles on what the stage reads and writes, and on the scratch for the labels of pass 1 if it needs one. What it writes is made
-        anew, unless a run that stopped left it, over the same grid, and each volume still carries the mark that was recorded then."""
-        targets = {r: (self.url(r), s, None if r in self.plan.keep else 1) for r, s in stage.target.outputs.items() if isinstance(s, ArraySpec)}
+        """Handles on the volumes that the stage reads and writes, and on the scratch for the labels of pass 1 if it needs one. What it writes
+        is made anew, files of an artefact too, unless a run that stopped left it, over the same grid, and each volume still carries the mark
+        that was recorded then."""
+        targets = {r: (self.url(r), s, None if r in self.plan.keep else 1) for r, s in stage.target.outputs.items() if not isinstance(s, str)}
         op = stage.target.op
         if isinstance(op, Labeller) and not op.cheap:
             spec = stage.specs[stage.name].like("uint32", "labels")
             targets[""] = (access.join(self.out, self._blocks_path(stage)), spec, 1)
         record = {"grid": list(stage.grid.block_shape), "volumes": sorted(url[len(self.out) + 1 :] for url, _, _ in targets.values())}
         begun = ledger.begun() or {}
-        made: dict[str, Volume | None] = {}
+        made: dict[str, Volume | ArtefactFiles | None] = {}
         if record.items() <= begun.items():
-            made = {r: _marked(url, begun["mark"]) for r, (url, _, _) in targets.items()}
+            made = {r: _marked(url, spec, begun["mark"]) for r, (url, spec, _) in targets.items()}
         if not record.items() <= begun.items() or None in made.values():
             ledger.forget()
             begun = {**record, "mark": uuid.uuid4().hex}
@@ -323,6 +343,7 @@ class Engine:
             ledger.begin(begun)
         self.ledgers[ledger] = (None, begun)
         local = made.pop("", None)
+        made = {r: v for r, v in made.items() if isinstance(v, Volume)}
         read = {r: self._volume(r) for r in stage.reads if isinstance(stage.specs[r], ArraySpec)}
         return {**read, **made}, local
 
@@ -335,7 +356,15 @@ class Engine:
             return self.plan.graph.sources[ref].volume
         return open_volume(self.url(ref))
 
-    def _create(self, url: str, spec: ArraySpec, stage: Stage, levels: int | None, mark: str) -> Volume:
+    def _artefacts(self, refs: Iterable[str]) -> dict[str, ArtefactFiles]:
+        """The files of those among `refs` that are artefacts."""
+        return {r: ArtefactFiles(self.url(r)) for r in refs if isinstance(self.plan.graph.spec(r), ArtefactSpec)}
+
+    def _create(self, url: str, spec: ArraySpec | ArtefactSpec, stage: Stage, levels: int | None, mark: str) -> Volume | ArtefactFiles:
+        if isinstance(spec, ArtefactSpec):
+            files = ArtefactFiles(url)
+            files.begin(spec, stage.grid.block_shape, mark)
+            return files
         name = url.rsplit("/", 1)[1].removesuffix(".zarr")
         return create(
             url, spec.shape, spec.dtype, spec.spacing, kind=spec.kind, shard=stage.grid.block_shape, chunk=self.options.chunk, levels=levels,
@@ -343,8 +372,11 @@ class Engine:
         )  # fmt: skip
 
 
-def _marked(url: str, mark: str) -> Volume | None:
-    """The volume at `url` if it carries this mark, writable."""
+def _marked(url: str, spec: ArraySpec | ArtefactSpec, mark: str) -> Volume | ArtefactFiles | None:
+    """The volume at `url` if it carries this mark, writable; or the artefact."""
+    if isinstance(spec, ArtefactSpec):
+        files = ArtefactFiles(url)
+        return files if files.mark() == mark else None
     if not access.exists(access.join(url, "zarr.json")):
         return None
     volume = open_volume(url, writable=True)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vemray.errors import InputError, nearest
+from vemray.run.work import open_surface
 from vemray.store import access
+from vemray.store.artefact import ArtefactFiles
 from vemray.store.table import read_json, read_table
 from vemray.store.volume import open as open_volume
 
@@ -47,6 +49,7 @@ class Results:
 
     .labels[name], .images[name]: xarray.DataArray, dims z, y, x, coordinates in nm, loaded when indexed (masks and probabilities
     are among the images).  .tables[name]: pandas.DataFrame (pyarrow through .arrow[name]).  .scalars[name]: dict.
+    .surfaces[name]: Surface (ops/faces.py).
     .run: the record in run.json.  .state: 'done', 'failed', 'interrupted' or 'running'.
     """
 
@@ -58,7 +61,8 @@ class Results:
             raise InputError(f"{self.url} is not the output of a run: it has no run.json.") from None
         outputs = {o: s for step in self.run["steps"].values() for o, s in step["outputs"].items()}
         kept = {o: outputs[o] for o in self.run["keep"] if o in outputs}
-        volumes = {o: access.join(self.url, "volumes", f"{o}.zarr") for o, s in kept.items() if isinstance(s, dict)}
+        volumes = {o: access.join(self.url, "volumes", f"{o}.zarr") for o, s in kept.items() if isinstance(s, dict) and s["kind"] != "surface"}
+        surfaces = {o: access.join(self.url, "surfaces", o) for o, s in kept.items() if isinstance(s, dict) and s["kind"] == "surface"}
         tables = {o: access.join(self.url, "tables", f"{o}.parquet") for o, s in kept.items() if s == "table"}
         scalars = {o: access.join(self.url, "tables", f"{o}.json") for o, s in kept.items() if s == "scalars"}
         self.kinds = {o: kept[o]["kind"] for o in volumes}
@@ -68,6 +72,7 @@ class Results:
         self.arrow = Lazy("table", tables, read_table)
         self.tables = Lazy("table", tables, lambda u: read_table(u).to_pandas())
         self.scalars = Lazy("scalars", scalars, read_json)
+        self.surfaces = Lazy("surface", surfaces, lambda u: open_surface(ArtefactFiles(u)))
 
     @property
     def state(self) -> str:
@@ -75,6 +80,6 @@ class Results:
 
     def __repr__(self) -> str:
         parts = {plural: [o for o, k in self.kinds.items() if k == kind] for kind, plural in PLURAL.items()}
-        parts.update(tables=list(self.tables), scalars=list(self.scalars))
+        parts.update(tables=list(self.tables), scalars=list(self.scalars), surfaces=list(self.surfaces))
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
         return f"<Results of '{self.run['recipe']['name']}' on '{self.run['dataset']}', {self.state}: {self.url}\n {listed}>"

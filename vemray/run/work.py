@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import zlib
@@ -13,11 +14,13 @@ import numpy as np
 from vemray.errors import BlockError, StorageError, VemrayError, VolumeError
 from vemray.geometry import Box, Grid
 from vemray.ops.base import Measure, Site
+from vemray.ops.faces import Surface
 from vemray.plan.graph import Node, _call_specs, arguments
 from vemray.plan.grids import grid_spec, other_boxes, read_inputs
 from vemray.run.numbering import NumberingFile
 from vemray.run.threads import keep_freed_memory
 from vemray.store import access, table
+from vemray.store.artefact import ArtefactFiles
 from vemray.store.volume import Volume
 
 
@@ -58,8 +61,21 @@ class Checksums:
 
 
 @dataclass
+class Entries:
+    """Entries of the blocks that have a file, for the index of an artefact."""
+
+    block: np.ndarray  # int64 (n,)
+    arrays: dict[str, np.ndarray]  # each (n, ...)
+
+    def merge(self, upper: Entries, axis: int) -> Entries:
+        names = {**self.arrays, **upper.arrays}
+        both = {k: [e.arrays[k] for e in (self, upper) if k in e.arrays] for k in names}
+        return Entries(np.concatenate([self.block, upper.block]), {k: np.concatenate(v) for k, v in both.items()})
+
+
+@dataclass
 class Work:
-    """Base: `step` and `nodes` for messages, `inline` the fused filters, `volumes` and `tables` where refs live."""
+    """Base: `step` and `nodes` for messages, `inline` the fused filters, `volumes`, `tables` and `artefacts` where refs live."""
 
     stage: str
     grid: Grid
@@ -68,6 +84,7 @@ class Work:
     specs: dict[str, Any]
     volumes: dict[str, Volume]
     tables: dict[str, str]
+    artefacts: dict[str, ArtefactFiles]
     riders: tuple[Node, ...] = ()
     dataset: str = ""
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -78,7 +95,7 @@ class Work:
     @property
     def urls(self) -> list[str]:
         """Every place that the work reads or writes."""
-        return [*(v.url for v in self.volumes.values()), *self.tables.values()]
+        return [*(v.url for v in (*self.volumes.values(), *self.artefacts.values())), *self.tables.values()]
 
     def run(self, index: int) -> tuple[Bundle | None, Stats]:
         """Do block `index`. An error that is the operator's becomes a BlockError that names step, block and urls."""
@@ -91,7 +108,7 @@ class Work:
         except (BlockError, StorageError):
             raise
         except Exception as e:
-            urls = ", ".join(v.url for r, v in self.volumes.items() if r not in self.target.outputs)
+            urls = ", ".join(v.url for r, v in {**self.volumes, **self.artefacts}.items() if r not in self.target.outputs)
             said = str(e) if isinstance(e, VemrayError) else f"{type(e).__name__}: {e}"
             raise BlockError(f"step '{self.target.step}' ({self.target.op.name}), block {index} {write}, reading {urls}: {said}") from e
         stats.seconds, stats.cpu_seconds, stats.peak_rss = time.perf_counter() - t0, time.process_time() - c0, peak_rss()
@@ -101,12 +118,15 @@ class Work:
         raise NotImplementedError
 
     def evaluate(self, ref: str, box: Box, stats: Stats) -> Any:
-        """Value of `ref` over `box`: read from storage, or computed by the fused filter that makes it; tables come whole."""
+        """Value of `ref` over `box`: read from storage, or computed by the fused filter that makes it; tables come whole,
+        surfaces unread."""
         if ref in self.tables:
             if ref not in self._loaded:
                 url = self.tables[ref]
                 self._loaded[ref] = table.read_json(url) if url.endswith(".json") else table.read_table(url)
             return self._loaded[ref]
+        if ref in self.artefacts:
+            return open_surface(self.artefacts[ref])
         if ref in self.inline:
             node = self.inline[ref]
             return self.apply(node, box, stats)
@@ -209,6 +229,18 @@ class MeasureWork(Work):
         site = self.site(self.target, write)
         args = self.call_arguments(self.target, site, stats)
         return Bundle({self.target.name: self.target.op.measure(*args, site=site)})
+
+
+class ArtefactWork(Work):
+    """Each block writes its own file and returns its entry in the index."""
+
+    def _block(self, index, write, stats):
+        site = self.site(self.target, write)
+        piece = self.target.op(*self.call_arguments(self.target, site, stats), site=site)
+        if not piece.arrays:
+            return Bundle({self.target.name: Entries(np.zeros(0, np.int64), {k: v[None][:0] for k, v in piece.entry.items()})})
+        stats.bytes_written += self.artefacts[self.target.name].write(index, piece.arrays)
+        return Bundle({self.target.name: Entries(np.array([index]), {k: v[None] for k, v in piece.entry.items()})})
 
 
 @dataclass
@@ -334,14 +366,33 @@ def finish_measures(jobs: list[tuple[Measure, str, str, tuple, str]], bundle: Bu
     return rows
 
 
+def finish_artefact(files: ArtefactFiles, name: str, bundle: Bundle) -> None:
+    """Write the index, in the order of the blocks. Runs as a task."""
+    entries: Entries = bundle.parts[name]
+    order = np.argsort(entries.block)
+    files.finish({"block": entries.block[order], **{k: v[order] for k, v in entries.arrays.items()}})
+
+
+def open_surface(files: ArtefactFiles) -> Surface:
+    """Cached in the process by the mark it carries: a surface made anew is opened anew."""
+    return _opened(files, files.mark())
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(files: ArtefactFiles, mark: str) -> Surface:
+    return Surface(files.spec(), files.index(), files.read)
+
+
 def run_analysis(op, args: list[Any], url: str, dataset: str) -> int:
-    """An Analysis over whole tables. `args` are urls, dicts of urls, or None. Runs as a task."""
+    """An Analysis over whole tables. `args` are urls of tables, files of surfaces, dicts of them, or None. Runs as a task."""
 
     def load(a):
         if isinstance(a, dict):
             return {k: load(v) for k, v in a.items()}
         if a is None:
             return None
+        if isinstance(a, ArtefactFiles):
+            return open_surface(a)
         if a.endswith(".json"):
             return table.read_json(a)
         t = table.read_table(a)
@@ -365,4 +416,4 @@ def with_dataset(t, dataset: str):
     return t.add_column(0, "dataset", column)
 
 
-WORKS = {"map": MapWork, "label": LabelWork, "measure": MeasureWork, "object": ObjectWork}
+WORKS = {"map": MapWork, "label": LabelWork, "measure": MeasureWork, "artefact": ArtefactWork, "object": ObjectWork}
