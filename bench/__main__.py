@@ -68,6 +68,18 @@ def watershed_h(folder: Path, n: int, repeats: int):
     yield "watershed by h, blockwise", n, "peak GB of a task", r["task_peak_gb"], "<= 2", r
 
 
+def distances(folder: Path, n: int, repeats: int):
+    for cells, what, stages in (
+        (47, "centres to two surfaces", ["centres"]),
+        (22, "surfaces to two surfaces and each other", ["gaps", "neighbours"]),
+    ):
+        v = folder / f"balls-{n}-{cells}"
+        run(side("balls", v, n, cells, f"{v}-surfaces"))
+        r = interleaved({"vemray": side("distances", v, f"{v}-surfaces", *stages)}, repeats)["vemray"]
+        yield f"{what}, {r.said['rows']:,} objects", n, "seconds with two workers", r.wall, "< 60", r
+        yield "the same", n, "peak GB of a task", r["task_peak_gb"], "<= 2", r
+
+
 def inference(folder: Path, n: int, repeats: int):
     v = prepare(folder, min(n, 512))
     r = interleaved({"forward": side("forward", v), "vemray": side("infer", v, folder / "infer")}, repeats)
@@ -107,7 +119,7 @@ def forest(folder: Path, n: int, repeats: int):
     )
 
 
-WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, inference, kernel_density, forest)}
+WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, distances, inference, kernel_density, forest)}
 
 
 def main() -> None:

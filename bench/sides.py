@@ -252,6 +252,80 @@ def watershed_h(volume: str, out: str) -> dict:
     return _watershed(volume, out, False, {"height": 8.0}, "ray")
 
 
+def balls(folder: str, n: int, cells: int, out: str) -> dict:
+    """Made once and stored: a ball of labels in each of `cells`^3 cells of a volume of n^3 voxels, at random within its cell; the plasma membrane
+    and the nucleus, two balls around the middle; and the surfaces of all three with the table of objects, as a first run leaves them in `out`."""
+    from vemray.geometry import Grid, Spacing
+    from vemray.run.api import run, source
+    from vemray.store import access
+    from vemray.store.volume import create
+
+    n, cells = int(n), int(cells)
+    if access.exists(f"{out}/done"):
+        return {}
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
+    rng = np.random.default_rng(0)
+    edge = n / cells
+    radius = edge * rng.uniform(0.18, 0.4, (cells,) * 3)
+    middle = np.stack(np.indices((cells,) * 3), -1) * edge + edge / 2 + rng.uniform(-0.1, 0.1, (cells, cells, cells, 3)) * edge
+    volumes = {k: create(f"{folder}/{k}.zarr", (n,) * 3, d, Spacing(8, 8, 8), kind=kind, shard=(256,) * 3, chunk=(64,) * 3, levels=1)
+               for k, d, kind in (("objects", "uint64", "labels"), ("cell", "bool", "mask"), ("nucleus", "bool", "mask"))}  # fmt: skip
+    grid = Grid((n,) * 3, (256,) * 3)
+    for i in range(len(grid)):
+        box = grid.write_box(i)
+        at = np.meshgrid(*[np.arange(a, b) for a, b in zip(box.start, box.stop)], indexing="ij", sparse=True)
+        cell = tuple((a / edge).astype(int) for a in at)
+        d2 = sum((a - middle[(*cell, k)]) ** 2 for k, a in enumerate(at))
+        label = (cell[0] * cells + cell[1]) * cells + cell[2] + 1
+        volumes["objects"].write(box, np.where(d2 <= radius[cell] ** 2, label, 0).astype(np.uint64))
+        r2 = sum((a - n / 2) ** 2 for a in at)
+        volumes["cell"].write(box, r2 <= (0.45 * n) ** 2)
+        volumes["nucleus"].write(box, r2 <= (0.2 * n) ** 2)
+    src = {k: source(k, f"{folder}/{k}.zarr") for k in volumes}
+    run(_distances(src, {}), src, out, runner="serial", options=_options(256), report=False, listeners=(lambda e: None,))
+    access.write_bytes(f"{out}/done", b"")
+    return {}
+
+
+SURFACES = {
+    "table": {"op": "measure", "labels": "objects"},
+    **{f"{n}_surface": {"op": "surface", "labels": n} for n in ("objects", "cell", "nucleus")},
+}
+DISTANCES = {
+    "centres": {"op": "distance_to_surface", "objects": "table", "targets": {"cell": "cell_surface", "nucleus": "nucleus_surface"}},
+    "gaps": {"op": "surface_distance", "surface": "objects_surface", "targets": {"cell": "cell_surface", "nucleus": "nucleus_surface"}},
+    "neighbours": {"op": "nearest_surface", "surface": "objects_surface"},
+}
+
+
+def _distances(src: dict, steps: dict) -> dict:
+    inputs = {n: {"kind": s.spec.kind} for n, s in src.items()}
+    return {"vemray": 1, "name": "bench", "inputs": inputs, "steps": {**SURFACES, **steps}, "outputs": [*SURFACES, *steps]}
+
+
+def distances(folder: str, out: str, *names: str) -> dict:
+    """The stages `names` alone, with two workers: what they read lies there."""
+    from vemray.run.api import run, source
+
+    src = {k: source(k, f"{folder}/{k}.zarr") for k in ("objects", "cell", "nucleus")}
+    runner = _runner("ray", 2)
+    options = _options(256)
+    facts = {}
+    for _ in range(2):  # workers import and compile on the first
+        shutil.rmtree(f"{out}-copy", ignore_errors=True)
+        shutil.copytree(out, f"{out}-copy")
+        clock = Clock()
+        steps = {n: DISTANCES[n] for n in names}
+        r = run(_distances(src, steps), src, f"{out}-copy", runner=runner, options=options, report=False, listeners=(lambda e: None,))
+        ran = [s for s in r.run["stages"] if not s["skipped"]]
+        facts = {**clock.read(), "rows": r.arrow[names[0]].num_rows, "task_peak_gb": round(max(s["peak_bytes"] for s in ran) / 1e9, 3)}
+        facts["seconds"] = {s["name"]: s["seconds"] for s in ran}
+    runner.close()
+    shutil.rmtree(f"{out}-copy")
+    return facts
+
+
 def _network(folder: str) -> str:
     """The file of the pinned network: a 2D U-Net with 16 base channels, of no training."""
     import torch
