@@ -319,7 +319,7 @@ def test_memory(op):
         ),
     )
     scenes = [*((v, "blobs") for v in {by_size[0], by_size[-1]}), (by_size[-1], "specks")]
-    if not any(p.accepts("labels") for p in op.ports):
+    if not any(p.accepts("labels") or p.accepts("surface") for p in op.ports):
         scenes.append((by_size[-1], "chessboard"))
     for variant, fill in scenes if not hasattr(op, "example_inputs") else scenes[:1]:
         declared, traced, resident = measured_memory(op, variant, fill=fill)
