@@ -7,7 +7,7 @@ from scipy import stats
 from tests.ops.blockwise import SurfaceOf, assert_same, run, spec_of
 from tests.ops.test_faces import ball, points
 from vemray.errors import RecipeError
-from vemray.ops.placement import RandomPlacement, _mixed_seeds, place
+from vemray.ops.placement import RandomPlacement, SampleSurface, _mixed_seeds, place
 
 RADIUS = 25
 
@@ -104,3 +104,14 @@ def test_few_objects(sphere, n):
     seen = judged(surface, on_sphere(np.random.default_rng(6), n, middle))
     assert np.isnan(seen["mean_k_nearest_nm", None]["observed"])
     assert np.isfinite(seen["mean_nearest_nm", None]["observed"]) == (n == 2)
+
+
+def test_sampled_points_are_a_table_of_objects(sphere):
+    surface, middle = sphere
+    values, specs = {"surface": surface}, {"surface": surface.surface_spec}
+    t = run(SampleSurface(300, seed=4), values, specs)
+    away = np.stack([t.column(f"centroid_{a}_nm").to_numpy() for a in "zyx"], 1) - middle
+    assert t.column("label").to_pylist() == list(range(1, 301)) and set(t.column("on_label").to_pylist()) == {1}
+    assert np.abs(np.linalg.norm(away, axis=1) - RADIUS).max() < 1.3 and np.linalg.norm(away.mean(0)) < 0.15 * RADIUS
+    assert_same(t, run(SampleSurface(300, seed=4), values, specs, block=(9, 14, 30), seed=5))
+    assert not t.equals(run(SampleSurface(300, seed=5), values, specs))

@@ -251,3 +251,35 @@ def _areas(surface: Surface) -> dict[int, float]:
         for label, s in zip(faces.labels.tolist(), mine):
             sums[label] = sums.get(label, 0) + s
     return {label: float(area_nm2(sums[label], surface.spec.spacing)) for label in sorted(sums)}
+
+
+@register("sample_surface")
+@dataclass(frozen=True)
+class SampleSurface(Analysis):
+    """Points spread over a surface uniformly by area, as a table of objects: where a surface itself is looked at (its curvature, its distance to
+    others) and has no objects of its own.
+
+    Columns: `label` 1..N, `centroid_{z,y,x}_nm`, `on_label` (the surface's label there). A surface without faces gives no rows. Random numbers are
+    made from the seed and the face: they do not depend on the blocks."""
+
+    serves = "step 15: curvature of the membrane"
+    ports = (Port("surface", ("surface",)),)
+
+    points: Annotated[int, Field(gt=0, le=1_000_000, description="how many")] = 1000
+    seed: Annotated[int, Field(ge=0, description="seed of their places")] = 1
+    minimum_nm: Annotated[float, Field(ge=0, description="least distance between two of them, nm; 0 for none")] = 0.0
+
+    @classmethod
+    def examples(cls):
+        return [cls(12), cls(3, seed=2, minimum_nm=2.0)]
+
+    def __call__(self, surface: Surface):
+        import pyarrow as pa
+
+        (found,) = (
+            place(surface, self.points, _mixed_seeds(self.seed, 1), self.minimum_nm)
+            if len(surface)
+            else [Points(np.zeros((0, 3)), np.zeros(0, np.uint64))]
+        )
+        columns = {f"centroid_{a}_nm": found.at[:, i] for i, a in enumerate("zyx")}
+        return pa.table({"label": np.arange(1, len(found.at) + 1, dtype=np.uint64), **columns, "on_label": found.label})

@@ -94,7 +94,7 @@ class Join(Analysis):
     serves = "step 9: what was measured and the distances in one table"
     ports = (Port("tables", ("table",), many=True, doc="by name, the first gives the rows: {objects: mito_table, distance: mito_to_nucleus}"),)
 
-    on: Annotated[str, Field(description="column that tells which rows belong together")] = tables.KEY
+    key: Annotated[str, Field(description="column that tells which rows belong together")] = tables.KEY
     missing: Annotated[
         Literal["error", "null", "drop"],
         Field(
@@ -108,7 +108,7 @@ class Join(Analysis):
         return [cls(), cls(missing="null", prefix={"two": "other_"}), cls(missing="drop", prefix={"one": "a_", "two": "b_"})]
 
     def __hash__(self):
-        return hash((self.on, self.missing, json.dumps(self.prefix)))
+        return hash((self.key, self.missing, json.dumps(self.prefix)))
 
     def example_inputs(self, rng, shape, spacing):
         import pyarrow as pa
@@ -120,4 +120,4 @@ class Join(Analysis):
         return {"tables.one": one, "tables.two": pa.table({"label": np.arange(1, n + 1, dtype=np.uint64), "to_nucleus_nm": rng.random(n)})}, {}
 
     def __call__(self, tables_by_name: Mapping):
-        return tables.join(tables_by_name, self.on, self.missing, self.prefix)
+        return tables.join(tables_by_name, self.key, self.missing, self.prefix)
