@@ -119,7 +119,15 @@ def forest(folder: Path, n: int, repeats: int):
     )
 
 
-WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, distances, inference, kernel_density, forest)}
+def tophat(folder: Path, n: int, repeats: int):
+    v = prepare(folder, n)
+    r = interleaved({"scipy": side("scipy_tophat", v), "vemray": side("tophat", v)}, repeats)
+    a, b = r["scipy"], r["vemray"]
+    assert a.said["middle"] == b.said["middle"], "the two give different values"
+    yield "white top-hat, ball of 12 voxels", 192, "voxels per CPU s / scipy's", (b.said["voxels"] / b.cpu) / (a.said["voxels"] / a.cpu), ">= 20", b
+
+
+WORKLOADS = {f.__name__: f for f in (components, measure, distance, watershed, watershed_h, distances, inference, kernel_density, forest, tophat)}
 
 
 def main() -> None:

@@ -468,5 +468,45 @@ def forest_sklearn(volume: str) -> dict:
     return {**clock.read(), "voxels": len(x)}
 
 
+def _block(volume: str, edge: int):
+    """A cube out of the middle of the pinned volume's probability, and its voxel size."""
+    from vemray.geometry import Box
+
+    image = _volume(volume, "prob")
+    box = Box(tuple(n // 2 - edge // 2 for n in image.shape), tuple(n // 2 + edge // 2 for n in image.shape))
+    return image.read(box), image.spec
+
+
+#: radius of the ball of the top-hat, voxels
+BALL = 12
+
+
+def tophat(volume: str, edge: int = 192) -> dict:
+    from vemray.ops import build
+    from vemray.ops.base import ArraySpec, Site
+
+    pixels, spec = _block(volume, edge)
+    op = build("white_tophat", {"radius_nm": BALL * spec.spacing.zyx[0]})
+    site = Site.whole(ArraySpec(pixels.shape, pixels.dtype.name, spec.spacing, spec.kind))
+    small = Site.whole(ArraySpec((32, 32, 32), pixels.dtype.name, spec.spacing, spec.kind))
+    op(np.ascontiguousarray(pixels[:32, :32, :32]), site=small)
+    clock = Clock()
+    out = op(pixels, site=site)
+    return {**clock.read(), "voxels": out.size, "middle": out[80:112, 80:112, 80:112].ravel().tolist()}
+
+
+def scipy_tophat(volume: str, edge: int = 192) -> dict:
+    """scipy's, with the ball as a footprint, of the middle of the same cube and what it needs around."""
+    from scipy import ndimage
+
+    pixels, _ = _block(volume, edge)
+    part = np.ascontiguousarray(pixels[80 - 2 * BALL : 112 + 2 * BALL, 80 - 2 * BALL : 112 + 2 * BALL, 80 - 2 * BALL : 112 + 2 * BALL])
+    z, y, x = np.ogrid[-BALL : BALL + 1, -BALL : BALL + 1, -BALL : BALL + 1]
+    clock = Clock()
+    out = ndimage.white_tophat(part, footprint=z * z + y * y + x * x <= BALL * BALL)
+    c = 2 * BALL
+    return {**clock.read(), "voxels": out.size, "middle": out[c : c + 32, c : c + 32, c : c + 32].ravel().tolist()}
+
+
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])) + "\n")

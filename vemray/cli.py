@@ -358,7 +358,7 @@ def picture(
     size: Annotated[str, typer.Option(help="Width,height in pixels.")] = "1500,1200",
     title: Annotated[str, typer.Option(help="Words above the picture.")] = "",
 ) -> None:
-    """Draw the objects of a run in 3D: coloured by any column, translucent, cut open, with scale bar and colour bar. Needs vemray[pictures]."""
+    """Draw the objects of a run in 3D: coloured by any column, translucent, cut open, with scale bar and colour bar. Needs the extra `pictures`."""
     from vemray.report.objects3d import picture
     from vemray.run.results import Results
     from vemray.store import access
@@ -386,7 +386,7 @@ def mesh(
     smooth: Annotated[float, typer.Option(min=0, max=5, help="Smoothing in units of the coarsest voxel side; 0 leaves voxel faces.")] = 1.75,
     level: Annotated[int | None, typer.Option(min=0, help="Pyramid level (default: the finest of at most 64 million voxels).")] = None,
 ) -> None:
-    """Write meshes of a run's objects: closed, smoothed with their volume kept, in nm. Needs vemray[pictures] unless --keep 1 and ply or stl."""
+    """Write meshes of a run's objects: closed, smoothed with their volume kept, in nm. Needs the extra `pictures` unless --keep 1 and ply or stl."""
     from vemray.report.objects3d import write_meshes
     from vemray.run.results import Results
 
