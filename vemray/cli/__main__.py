@@ -1,0 +1,5 @@
+"""python -m vemray.cli"""
+
+from vemray.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""Commands that make volumes, annotations and networks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vemray.cli.options import (
+    BlockOption,
+    Out,
+    RunnerOption,
+    TrainSets,
+    WorkersOption,
+    app,
+    listeners,
+    options,
+    register_operators,
+    say,
+    triple,
+    voxels,
+)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="TIFF stack folder, TIFF, npy, npz (file.npz#key), Zarr, OME-Zarr.")],
+    target: Annotated[str, typer.Argument(help="OME-Zarr to write, folder or s3://.")],
+    voxel_size: Annotated[str | None, typer.Option("--voxel-size", help="Z,Y,X in nm; needed when the source does not say.")] = None,
+    kind: Annotated[str | None, typer.Option(help="image, labels, mask or probability (default: what the source says, else image)")] = None,
+    block: BlockOption = "256",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it is a volume.")] = False,
+) -> None:
+    """Bring a volume into sharded OME-Zarr 0.5 with a pyramid. The source is not touched."""
+    from vemray.importers import import_volume
+
+    v = import_volume(source, target, voxels(voxel_size), kind=kind, block=triple(block, "--block"), overwrite=overwrite)
+    say(f"{v.url}: {v.kind}, {' x '.join(map(str, v.shape))} voxels (z, y, x) of {v.spacing}, {v.dtype}, {v.levels} levels")
+
+
+@app.command()
+def annotate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of painted planes (plane_0010.tif or .png), or CSV of points: z_nm,y_nm,x_nm (or z,y,x),class[,radius_nm,stroke]."
+        ),
+    ],
+    target: Annotated[str, typer.Argument(help="OME-Zarr of labels to write, folder or s3://.")],
+    like: Annotated[str, typer.Option("--like", help="The volume that was annotated.")],
+    level: Annotated[int, typer.Option("--level", min=0, help="Its level of the pyramid on which the labels lie.")] = 0,
+    classes: Annotated[str, typer.Option("--classes", help="Names of the classes 1, 2, ... with commas between: resin,cell")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it is a volume.")] = False,
+) -> None:
+    """Make sparse labels of painted planes, points or strokes, for `pixel_classifier` and `train_forest`. 0 is unknown."""
+    from vemray.store.volume import open
+    from vemray.training.annotation import annotate
+
+    names = [n.strip() for n in classes.split(",") if n.strip()]
+    v = annotate(source, target, open(like, level), names, overwrite)
+    counts = ", ".join(f"{n:,} {name}" for name, n in v.attributes["annotations"]["voxels"].items())
+    say(f"{v.url}: {' x '.join(map(str, v.shape))} voxels (z, y, x) of {v.spacing}; annotated: {counts}")
+
+
+@app.command()
+def phantom(
+    out: Out,
+    preset: Annotated[
+        str, typer.Option(help="demo: a whole miniature cell; pores: the same with nuclear pores; hela: a cell of natural size.")
+    ] = "demo",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 1,
+    voxel_size: Annotated[str | None, typer.Option("--voxel-size", help="Z,Y,X in nm.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Z,Y,X in voxels from the scene's middle (default: the whole scene).")] = None,
+    block: BlockOption = "256",
+    workers: WorkersOption = None,
+    runner: RunnerOption = "ray",
+) -> None:
+    """A synthetic HeLa FIB-SEM volume with the truth about every object: label volumes and a table."""
+    from vemray.run.api import run
+
+    register_operators()
+    parameters: dict = {"op": "phantom", "preset": preset, "seed": seed}
+    if spacing := voxels(voxel_size):
+        parameters["voxel_nm"] = spacing.zyx
+    if shape:
+        parameters["shape"] = triple(shape, "--shape")
+    recipe = {
+        "vemray": 1, "name": f"phantom-{preset}-{seed}", "inputs": {},
+        "steps": {"phantom": parameters, "objects": {**parameters, "op": "phantom_objects"}},
+    }  # fmt: skip
+    results = run(recipe, {}, out, runner=runner, workers=workers, options=options(block, "64", 2.0), listeners=listeners(), report=False)
+    say(str(results))
+    say(f"the EM volume: {results.volumes['phantom.em'].url}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="TRAIN.yaml")],
+    sets: TrainSets = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model if it exists.")] = False,
+) -> None:
+    """Train a network from sparse annotation."""
+    from vemray.training.recipe import load, run
+
+    progress = lambda e: sys.stderr.write(" ".join(f"{k} {v}" for k, v in e.items()) + "\n")  # noqa: E731
+    result = run(load(recipe, sets), progress, overwrite)
+    say(str(result))
