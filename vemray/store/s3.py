@@ -19,12 +19,13 @@ PART = 64 << 20
 
 
 def _retries(most: int, seconds: float, pause: float) -> dict[str, Any]:
-    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=pause), "base": 2}
+    # each pause is drawn between the first and `base` times the last, so that with a base of 2 pauses shrink: 60 tries were over in 16 to 36 s
+    backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=pause), "base": 4}
     return {"max_retries": most, "retry_timeout": timedelta(seconds=seconds), "backoff": backoff}
 
 
 # A killed server was back after 14 to 24 s, so the usual 2.5 to 8 s of retries are not enough.
-PATIENT = _retries(60, 180, 3)
+PATIENT = _retries(2000, 180, 3)  # the seconds decide
 BRIEF = _retries(2, 4, 1)
 
 
