@@ -30,8 +30,10 @@ from vemray.training.recipe import run as train
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "hela.yaml"
 TRUTH = ("cell", "nucleus", "mitochondria", "lysosomes")
-#: painted points of a class, for the forest: what a person sets in a few minutes
+#: painted points of a class, for the forest: what a person sets in a few minutes; as many more along the outline
 POINTS = 60
+#: training steps of the two networks
+ORGANELLE_STEPS, PORE_STEPS = 900, 1500
 
 
 def cell(out: Path, seed: int, runner) -> Results:
@@ -54,7 +56,7 @@ def whole(results: Results, name: str) -> np.ndarray:
     return v.read(Box.of(v.shape))
 
 
-def organelle_network(out: Path, school: list[Results], seeds: list[int], steps: int) -> Path:
+def organelle_network(out: Path, school: list[Results], seeds: list[int]) -> Path:
     """Nucleus and mitochondria, at 32 nm, from sparsely painted planes."""
     model = out / "model" / "hela.vemray"
     volumes = []
@@ -62,18 +64,18 @@ def organelle_network(out: Path, school: list[Results], seeds: list[int], steps:
         truth = {n: whole(r, f"{n}_32") for n in TRUTH}
         planes = _planes(out / "model" / f"painted-{seed}", sparse_annotation(Scene.make("pores", seed), truth, every=6, fraction=0.6))
         volumes.append({"volume": r.volumes["em_32"].url, "planes": str(planes)})
-    settings = {"steps": steps, "batch": 6, "crop": 128, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
+    settings = {"steps": ORGANELLE_STEPS, "batch": 6, "crop": 128, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
     return _trained(model, {"classes": list(CLASSES), "volumes": volumes, "settings": settings})
 
 
-def pore_network(out: Path, school: list[Results], seeds: list[int], steps: int) -> Path:
+def pore_network(out: Path, school: list[Results], seeds: list[int]) -> Path:
     """Pores, at 16 nm, from every fifth plane of the pores of other cells."""
     model = out / "model" / "pores.vemray"
     volumes = []
     for seed, r in zip(seeds, school):
         planes = _planes(out / "model" / f"pores-{seed}", object_planes(whole(r, "phantom.pores"), every=5))
         volumes.append({"volume": r.volumes["phantom.em"].url, "planes": str(planes)})
-    settings = {"steps": steps, "batch": 8, "crop": 96, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
+    settings = {"steps": PORE_STEPS, "batch": 8, "crop": 96, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
     return _trained(model, {"classes": ["elsewhere", "pore"], "volumes": volumes, "settings": settings})
 
 
@@ -95,7 +97,7 @@ def _trained(model: Path, recipe: dict) -> Path:
 
 
 def painted(out: Path, seed: int, r: Results) -> Path:
-    """Some points of resin and of the cell, as a person would set them: not at the border of the two."""
+    """Some points of resin and of the cell, as a person would set them: far and wide, then along the outline, where the first forest errs."""
     target = out / f"painted-{seed}.zarr"
     if not target.exists():
         rng = np.random.default_rng([seed, 11])
@@ -104,9 +106,10 @@ def painted(out: Path, seed: int, r: Results) -> Path:
 
         depth = np.where(inside, distance_transform_edt(inside), distance_transform_edt(~inside))
         rows = ["z,y,x,class"]
-        for name, where in (("resin", ~inside & (depth > 3)), ("cell", inside & (depth > 3))):
-            at = np.argwhere(where)
-            rows += [",".join(map(str, p)) + f",{name}" for p in at[rng.choice(len(at), POINTS, replace=False)]]
+        for name, side in (("resin", ~inside), ("cell", inside)):
+            for where in (depth > 3, (depth > 1) & (depth <= 3)):
+                at = np.argwhere(side & where)
+                rows += [",".join(map(str, p)) + f",{name}" for p in at[rng.choice(len(at), POINTS, replace=False)]]
         table = out / f"painted-{seed}.csv"
         table.write_text("\n".join(rows) + "\n")
         annotate(str(table), str(target), open_volume(r.volumes["phantom.em"].url, level=1), ("resin", "cell"))
@@ -145,7 +148,6 @@ def main(argv: list[str] | None = None) -> int:
     a.add_argument("out", type=Path)
     a.add_argument("--seed", type=int, default=4)
     a.add_argument("--school", type=int, nargs="+", default=[1, 2])
-    a.add_argument("--steps", type=int, default=1300, help="training steps of each network")
     a.add_argument("--keep-all", action="store_true", help="keep every step's output, for `vemray walkthrough`")
     o = a.parse_args(argv)
     out = o.out.resolve()
@@ -153,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     t0 = time.time()
     school = [cell(out, s, runner) for s in o.school]
     mine = cell(out, o.seed, runner)
-    models = {"probability": organelle_network(out, school, o.school, o.steps), "pore_probability": pore_network(out, school, o.school, o.steps)}
+    models = {"probability": organelle_network(out, school, o.school), "pore_probability": pore_network(out, school, o.school)}
     t1 = time.time()
     p = profile(out, o.seed, mine, models, runner, o.keep_all)
     figures = {"seed": o.seed, "seconds": round(time.time() - t1, 1), "prepared_in": round(t1 - t0, 1), **score(p, mine, runner)}

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from vemray.errors import ModelError, RecipeError  # noqa: E402
 from vemray.geometry import Grid, Spacing  # noqa: E402
 from vemray.models.files import load  # noqa: E402
-from vemray.models.infer import InferTiles  # noqa: E402
+from vemray.models.infer import Infer, InferMerge, InferTiles  # noqa: E402
 from vemray.models.networks import UNet  # noqa: E402
 from vemray.ops.base import ArraySpec, Site  # noqa: E402
 from vemray.training.train import Facts, Normalisation, save_native  # noqa: E402
@@ -33,13 +33,14 @@ def make(path, dims=2, classes=3, voxel=(8.0, 8.0, 8.0)):
     return net.eval()
 
 
-def blockwise(op, image, spec, block):
+def blockwise(op, image, spec, block, mask=None):
     grid = Grid(image.shape, block)
     out = {}
     for i in np.random.default_rng(0).permutation(len(grid)):
         write = grid.write_box(int(i))
         read = op.read_box(write, image.shape, spec.spacing)
-        made = op(image[read.slices], None, site=Site(image.shape, spec.spacing, read, write, (spec,)))
+        part = None if mask is None else mask[read.slices]
+        made = op(image[read.slices], None, part, site=Site(image.shape, spec.spacing, read, write, (spec,)))
         for name, array in made.items():
             out.setdefault(name, np.full(image.shape, 77, array.dtype))[write.slices] = array
     return out
@@ -55,6 +56,66 @@ def test_blocks_equal_the_whole_bit_for_bit(tmp_path, how, block):
     whole = op(image, None, site=Site.whole(spec))
     for name, array in blockwise(op, image, spec, block).items():
         np.testing.assert_array_equal(array, whole[name], err_msg=name)
+
+
+@pytest.mark.parametrize("axis", "zyx")
+@pytest.mark.parametrize("how", [{"tile": 64}, {"mode": "blend", "tile": 64, "overlap": 16}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_planes_along_any_axis_are_the_turned_volume_s(tmp_path, axis, how, masked):
+    make(tmp_path / "m.vemray")
+    shape = (45, 83, 70)
+    image = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+    mask = None
+    if masked:
+        mask = np.zeros(shape, bool)
+        mask[10:20, 30:35, :9] = mask[44, 80, 69] = True
+    order = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 1, 0)}[axis]
+    turned = np.ascontiguousarray(image.transpose(order))
+    want = InferTiles(str(tmp_path / "m.vemray"), **how)(turned, None, site=Site.whole(ArraySpec(turned.shape, "uint8", SPACING)))["a"]
+    want = want.transpose(order) * (1 if mask is None else mask)
+    spec = ArraySpec(shape, "uint8", SPACING)
+    op = InferTiles(str(tmp_path / "m.vemray"), axis=axis, **how)
+    np.testing.assert_array_equal(op(image, None, mask, site=Site.whole(spec))["a"], want)
+    for block in [(20, 64, 64), (13, 50, 70)]:
+        np.testing.assert_array_equal(blockwise(op, image, spec, block, mask)["a"], want)
+    upright = InferTiles(str(tmp_path / "m.vemray"), **how).block_shape(turned.shape, (32, 32, 32), (16, 16, 16))
+    assert op.block_shape(shape, (32, 32, 32), (16, 16, 16)) == tuple(upright[i] for i in order)
+
+
+def test_tiles_outside_the_mask_are_not_computed(tmp_path, monkeypatch):
+    make(tmp_path / "m.vemray")
+    image, mask = np.ones((64, 128, 128), np.uint8), np.zeros((64, 128, 128), bool)
+    mask[3, 5, 5] = True
+    computed = []
+    real = InferTiles._predict
+    monkeypatch.setattr(
+        InferTiles, "_predict", lambda self, m, i, c, tiles, site: computed.extend(t for t in tiles if t) or real(self, m, i, c, tiles, site)
+    )
+    InferTiles(str(tmp_path / "m.vemray"), tile=64)(image, None, mask, site=Site.whole(ArraySpec(image.shape, "uint8", SPACING)))
+    assert [(z.core, y.core, x.core) for z, y, x in computed] == [((3, 4), (0, 64), (0, 64))]
+
+
+def test_directions_are_merged(tmp_path):
+    make(tmp_path / "m.vemray")
+    steps = Infer(str(tmp_path / "m.vemray"), axes=["z", "y", "x"], classes=["a", "b"], device="cpu").expand({"image": "em", "mask": "where"})
+    assert [s.name for s in steps] == [".along_z", ".along_y", ".along_x", ""]
+    assert all(s.inputs == {"image": "em", "mask": "where"} for s in steps[:3])
+    assert [s.op.axis for s in steps[:3]] == ["z", "y", "x"]
+    assert steps[3].inputs["images.b.x"] == ".along_x.b"
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (4, 5, 6), dtype=np.uint8) for _ in range(3)]
+    stack = np.stack(arrays).astype(float)
+    site = Site.whole(ArraySpec((4, 5, 6), "uint8", SPACING, "probability"))
+    for rule, of in (("mean", np.mean), ("median", np.median), ("min", np.min), ("max", np.max)):
+        got = InferMerge(rule)({f"a.{k}": a for k, a in zip("zyx", arrays)}, site=site)["a"]
+        np.testing.assert_array_equal(got, np.rint(of(stack, axis=0)).astype(np.uint8))
+    with pytest.raises(RecipeError, match="axes"):
+        Infer(str(tmp_path / "m.vemray"), axes=["z", "y"], show="classes", device="cpu").expand({"image": "em"})
+    make(tmp_path / "d3.vemray", dims=3)
+    with pytest.raises(RecipeError, match="3D"):
+        InferTiles(str(tmp_path / "d3.vemray"), axis="y").check(ArraySpec(SHAPE, "uint8", SPACING))
+    with pytest.raises(ModelError, match="along y"):  # planes of 8 nm pixels have 40 x 8 nm pixels along y
+        InferTiles(str(tmp_path / "m.vemray"), axis="y").check(ArraySpec(SHAPE, "uint8", Spacing(40, 8, 8)))
 
 
 def test_exact_tiles_equal_the_plane(tmp_path):

@@ -5,6 +5,7 @@ two blocks need is computed twice, and `block_shape` asks for blocks that rarely
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -86,6 +87,15 @@ Mode = Annotated[
 Edge = Annotated[int | None, Field(gt=0, description="edge of a tile in voxels; default: whole planes up to 1024, else equal parts (3D: 96)")]
 Overlap = Annotated[int | None, Field(gt=0, description="for blend: voxels that neighbouring tiles share, at least; default 32 (3D: 16)")]
 Batch = Annotated[int | None, Field(gt=0, description="tiles that go through the network together; default: by their size and the device")]
+Axes = Annotated[
+    list[Literal["z", "y", "x"]] | None,
+    Field(
+        min_length=1,
+        description="for a 2D network: the directions along which its planes are stacked, e.g. [z, y, x] for all three; each costs a pass. What one "
+        "direction takes for a structure, or misses where it lies flat in the plane, the others set right. Default: z",
+    ),
+]
+Rule = Annotated[Literal["mean", "median", "min", "max"], Field(description="how the probabilities of several directions become one")]
 Ignore = Annotated[bool, Field(description="run although the volume's voxels differ by more than 5 per cent from those the model was trained on")]
 
 
@@ -126,12 +136,34 @@ class InferTiles(Inference, Filter):
     """Probabilities of a network's classes, tile by tile of the volume's own grid. Outputs: name -> uint8 0..255 for 0..1, rounded to nearest."""
 
     holds_model = True
-    version = 2
-    ports = (Port("image", ("image",)), Port("histogram", ("scalars",), optional=True))
+    version = 3
+    ports = (Port("image", ("image",)), Port("histogram", ("scalars",), optional=True), Port("mask", ("mask",), optional=True))
 
     device: Annotated[Literal["cpu", "cuda"], Field(description="where the network runs; results are equal within one kind of device")] = "cpu"
+    axis: Annotated[Literal["z", "y", "x"], Field(description="for a 2D network: the axis that its planes are stacked along")] = "z"
 
     __hash__ = Inference.__hash__
+
+    # Everything below the methods of the base works on the volume turned so that the planes are stacked along its first axis
+
+    @property
+    def _upright(self) -> InferTiles:
+        return dataclasses.replace(self, axis="z")
+
+    def _turn(self, zyx):
+        """A triple, or an array (as a view), with the first axis and this one exchanged; twice gives the original."""
+        other = "zyx".index(self.axis)
+        if isinstance(zyx, np.ndarray):
+            return zyx.swapaxes(0, other)
+        out = list(zyx)
+        out[0], out[other] = out[other], out[0]
+        return tuple(out)
+
+    def _turned(self, box: Box) -> Box:
+        return Box(self._turn(box.start), self._turn(box.stop))
+
+    def _turned_spec(self, spec: ArraySpec) -> ArraySpec:
+        return dataclasses.replace(spec, shape=self._turn(spec.shape), spacing=Spacing(*self._turn(spec.spacing.zyx)))
 
     @property
     def about(self) -> files.Facts:
@@ -166,12 +198,15 @@ class InferTiles(Inference, Filter):
         a = self.about
         if a.channels != 1:
             raise ModelError(f"the model {self.model} takes {a.channels} channels; the volume has one. Use a model of one channel.")
+        if a.dims == 3 and self.axis != "z":
+            raise RecipeError(f"the model {self.model} is 3D and sees all directions at once: leave 'axes' out.")
         axes = slice(1 if a.dims == 2 else 0, 3)  # a 2D network never sees how far planes lie apart
-        off = max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[axes], image.spacing.zyx[axes]))
+        off = max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[axes], self._turn(image.spacing.zyx)[axes]))
         if off > 1.05 and not self.ignore_voxel_size:
             trained = " x ".join(f"{v:g}" for v in a.voxel_nm)
+            along = f" Planes stacked along {self.axis} have other pixels: leave it out of 'axes'." if self.axis != "z" else ""
             raise ModelError(
-                f"the model {self.model} was trained on voxels of {trained} nm (z, y, x), the volume has {image.spacing}. "
+                f"the model {self.model} was trained on voxels of {trained} nm (z, y, x), the volume has {image.spacing}.{along} "
                 "Use a pyramid level or a model that fits, or ignore_voxel_size: true."
             )
         if image.dtype == "float64":
@@ -181,7 +216,8 @@ class InferTiles(Inference, Filter):
         if a.window and self.tile:
             raise RecipeError(f"the model {self.model} takes tiles of {' x '.join(map(str, a.window))} only: leave 'tile' out.")
         if self._blend:
-            for n, edge, stride in zip(image.shape, self._edges(image.shape), a.strides):
+            shape = self._turn(image.shape)
+            for n, edge, stride in zip(shape, self._edges(shape), a.strides):
                 if stride > 1 and n > edge and self._shared > edge - stride:
                     raise RecipeError(f"overlap ({self._shared}) must be smaller than the tile ({edge}) by at least the network's stride ({stride}).")
         self.wanted()
@@ -228,6 +264,8 @@ class InferTiles(Inference, Filter):
         return [[t for t in ts if t.core[0] < b and t.core[1] > a] for ts, a, b in zip(self.tiles(shape), box.start, box.stop)]
 
     def read_box(self, write: Box, shape: Int3, spacing: Spacing) -> Box:
+        if self.axis != "z":
+            return self._turned(self._upright.read_box(self._turned(write), self._turn(shape), spacing))
         start, stop = [], []
         for ts, n in zip(self._meeting(shape, write), shape):
             where = [reflected(*t.window, n) for t in (ts[0], ts[-1])]  # whatever lies between two windows lies between their voxels
@@ -238,6 +276,8 @@ class InferTiles(Inference, Filter):
 
     def block_shape(self, shape: Int3, block: Int3, chunk: Int3) -> Int3:
         """Blocks that hold whole tiles, so that none is computed for two: for a 2D network thin and wide."""
+        if self.axis != "z":
+            return self._turn(self._upright.block_shape(self._turn(shape), self._turn(block), self._turn(chunk)))
         a = self.about
         edges = self._edges(shape)
         if self._blend:  # its tiles lie across every border between blocks: fewer borders
@@ -266,6 +306,8 @@ class InferTiles(Inference, Filter):
         return 1 << min(6, max(1, fit).bit_length() - 1)  # a power of two, as chunks are: blocks then seldom cut a batch
 
     def memory(self, image: ArraySpec, *_) -> float:
+        if self.axis != "z":
+            return self._upright.memory(self._turned_spec(image))
         a, shape = self.about, image.shape
         tiles = self._batch(shape) * math.prod(self._largest_window(shape))
         network = tiles * (a.memory if self.device == "cpu" else 0) + tiles * 4 * (2 + 3 * len(a.classes))
@@ -279,7 +321,11 @@ class InferTiles(Inference, Filter):
 
     # running ----------------------------------------------------------------------------------------------------------
 
-    def __call__(self, image: np.ndarray, histogram: dict | None = None, *, site: Site) -> dict[str, np.ndarray]:
+    def __call__(self, image: np.ndarray, histogram: dict | None = None, mask: np.ndarray | None = None, *, site: Site) -> dict[str, np.ndarray]:
+        if self.axis != "z":
+            there = Site(self._turn(site.shape), Spacing(*self._turn(site.spacing.zyx)), self._turned(site.read), self._turned(site.write))
+            out = self._upright(self._turn(image), histogram, None if mask is None else self._turn(mask), site=there)
+            return {name: np.ascontiguousarray(self._turn(a)) for name, a in out.items()}
         model = _model(self.model, _stamp(self.model), self.device)
         constants = self.about.normalisation.constants(histogram)
         wanted = self.wanted()
@@ -290,11 +336,15 @@ class InferTiles(Inference, Filter):
             box = Box((lo, *site.write.start[1:]), (hi, *site.write.stop[1:]))
             sink = Sums(box.shape, self._layers(wanted)) if self._blend else None
             for tiles in self._batches(slab, ys, xs, site.shape):
+                if mask is not None:  # a tile that nobody asked for leaves its place in the batch empty
+                    tiles = [t if t and mask[_core(t).intersect(box).within(site.read).slices].any() else None for t in tiles]
+                    if not any(tiles):
+                        continue
                 scores = self._predict(model, image, constants, tiles, site)
                 for s, t in zip(scores, tiles):
                     if t is None:
                         continue
-                    part = Box(tuple(a.core[0] for a in t), tuple(a.core[1] for a in t)).intersect(box)
+                    part = _core(t).intersect(box)
                     if not part.size:
                         continue
                     inner = part.shift(tuple(-a.window[0] for a in t)).slices
@@ -305,6 +355,9 @@ class InferTiles(Inference, Filter):
                         sink.add(values, self._weights(t, part, site.shape), part.within(box).slices)
             if sink is not None:
                 self._store(sink.mean(), wanted, out, box.within(site.write).slices, merged=True)
+        if mask is not None:
+            for array in out.values():
+                array *= mask[site.crop]
         return out
 
     def _slabs(self, zs: list[Tile], shape: Int3) -> Iterator[list[Tile]]:
@@ -362,6 +415,47 @@ class InferTiles(Inference, Filter):
             out[name][at] = np.clip(p, 0, 255, out=p)
 
 
+@register("infer_merge", hidden=True)
+@dataclass(frozen=True)
+class InferMerge(Filter):
+    """One probability of each class from those of several passes. The port's names are 'class.pass'."""
+
+    ports = (Port("images", ("probability",), many=True),)
+
+    rule: Rule = "mean"
+
+    @classmethod
+    def examples(cls):
+        return [cls(rule) for rule in ("mean", "median", "min", "max")]
+
+    def output(self, images: Mapping[str, ArraySpec]) -> dict[str, ArraySpec]:
+        return {key.partition(".")[0]: spec.like(np.uint8, "probability") for key, spec in images.items()}
+
+    def memory(self, images: Mapping[str, ArraySpec]) -> float:
+        return 3.0 * len(images) + 6
+
+    def __call__(self, images: Mapping[str, np.ndarray], *, site: Site) -> dict[str, np.ndarray]:
+        passes: dict[str, list[np.ndarray]] = {}
+        for key, array in images.items():
+            passes.setdefault(key.partition(".")[0], []).append(array)
+        return {name: self._merged(arrays) for name, arrays in passes.items()}
+
+    def _merged(self, arrays: list[np.ndarray]) -> np.ndarray:
+        low, high = functools.reduce(np.minimum, arrays), functools.reduce(np.maximum, arrays)
+        if self.rule in ("min", "max"):
+            return low if self.rule == "min" else high
+        total = functools.reduce(np.add, arrays, np.uint16(0))
+        if self.rule == "median" and len(arrays) == 3:
+            return (total - low - high).astype(np.uint8)
+        n = np.uint16(len(arrays))
+        return ((total + n // np.uint16(2)) // n).astype(np.uint8)  # in whole numbers, rounded to nearest
+
+    def example_inputs(self, rng, shape, spacing):
+        spec = ArraySpec(tuple(shape), "uint8", Spacing(*spacing), "probability")
+        names = [f"images.{c}.{a}" for c in ("one", "other") for a in "zyx"]
+        return {n: rng.integers(0, 256, shape, dtype=np.uint8) for n in names}, dict.fromkeys(names, spec)
+
+
 @register("infer")
 @dataclass(frozen=True)
 class Infer(Inference, Composite):
@@ -369,17 +463,36 @@ class Infer(Inference, Composite):
 
     Normalisation is taken once from the whole volume's histogram, as the model says. Tiles lie on a grid of the volume, so a crop that is a block of
     the whole gets the same values. Beyond the volume's ends the image is reflected to a whole number of the network's strides, and then the network's
-    own padding acts."""
+    own padding acts. A 2D network may go through the planes along several `axes`, the results joined by `rule`."""
 
     serves = "steps 3 and 13: run the models on the whole set"
-    ports = (Port("image", ("image",), doc="of the voxel size that the model was trained on"),)
+    ports = (
+        Port("image", ("image",), doc="of the voxel size that the model was trained on"),
+        Port("mask", ("mask",), optional=True, doc="where probabilities are wanted: 0 elsewhere, and tiles without any of it are not computed"),
+    )
+
+    axes: Axes = None
+    rule: Rule = "mean"
 
     __hash__ = Inference.__hash__
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model:
             raise RecipeError("'infer' needs a model: model: FILE.vemray or FILE.onnx")
-        run = InferTiles(**{**vars(self), "device": device_of(self.device)})
-        if run.about.normalisation.needs_histogram:
-            return [Step(".histogram", Histogram(), inputs), Step("", run, {**inputs, "histogram": ".histogram"})]
-        return [Step("", run, inputs)]
+        axes = list(dict.fromkeys(self.axes or ["z"]))
+        own = {**{f.name: getattr(self, f.name) for f in dataclasses.fields(Inference)}, "device": device_of(self.device)}
+        run = {axis: InferTiles(**own, axis=axis) for axis in axes}
+        steps, first = [], run[axes[0]]
+        if first.about.normalisation.needs_histogram:
+            steps.append(Step(".histogram", Histogram(), {"image": inputs["image"]}))
+            inputs = {**inputs, "histogram": ".histogram"}
+        if len(axes) == 1:
+            return [*steps, Step("", first, inputs)]
+        if self.show == "classes":
+            raise RecipeError("several 'axes' give probabilities: leave 'show' out, and compare them afterwards.")
+        steps += [Step(f".along_{axis}", op, inputs) for axis, op in run.items()]
+        return [*steps, Step("", InferMerge(self.rule), {f"images.{name}.{a}": f".along_{a}.{name}" for name in first.wanted() for a in axes})]
+
+
+def _core(t: tuple[Tile, Tile, Tile]) -> Box:
+    return Box(tuple(a.core[0] for a in t), tuple(a.core[1] for a in t))

@@ -21,6 +21,7 @@ class Sums:
         self.weights[at] += weights
 
     def mean(self) -> np.ndarray:
+        np.maximum(self.weights, 1e-20, out=self.weights)  # voxels that no tile was computed for
         for total in self.sums:
             total /= self.weights
         return self.sums
