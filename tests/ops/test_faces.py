@@ -251,6 +251,20 @@ def near(a: list, b: list, spacing, radius) -> tuple[list, float]:
     return [f for f, v in zip(a, d) if v <= radius], d.min()
 
 
+def patches(faces: list) -> int:
+    """Connected patches of faces, by the corners that they share."""
+    lo, hi = boxes(faces, (1, 1, 1))
+    corners = [set(itertools.product(*zip(a, b))) for a, b in zip(lo.tolist(), hi.tolist())]
+    count = 0
+    while corners:
+        count, patch, more = count + 1, corners.pop(), True
+        while more:
+            more = [c for c in corners if c & patch]
+            corners = [c for c in corners if not c & patch]
+            patch = patch.union(*more)
+    return count
+
+
 @pytest.mark.parametrize("spacing, radius", [(ISO, 0.0), (ISO, 16.0), (ODD, 51.0), (FLAT, 9.0)])
 @pytest.mark.parametrize("among", [True, False])
 def test_contacts_by_brute_force(spacing, radius, among):
@@ -274,10 +288,12 @@ def test_contacts_by_brute_force(spacing, radius, among):
                 close, gap = near(one, other, spacing, radius)
                 if close and (i < j or not among):
                     back, _ = near(other, one, spacing, radius)
-                    want.append((i, j, gap, sum(weights["a", *f[1:]] for f in close), sum(weights["b", *f[1:]] for f in back)))
+                    areas = sum(weights["a", *f[1:]] for f in close), sum(weights["b", *f[1:]] for f in back)
+                    want.append((i, j, gap, *areas, patches(close), patches(back)))
         assert [(r["label_a"], r["label_b"]) for r in got] == [w[:2] for w in want]
         for r, w in zip(got, want):
-            assert [r["gap_nm"], r["area_a_nm2"], r["area_b_nm2"]] == pytest.approx(w[2:], rel=1e-9)
+            assert [r["gap_nm"], r["area_a_nm2"], r["area_b_nm2"]] == pytest.approx(w[2:5], rel=1e-9)
+            assert (r["sites_a"], r["sites_b"], r["sites"]) == (*w[5:], min(w[5:]))
             assert r["area_nm2"] == pytest.approx((w[3] + w[4]) / 2, rel=1e-9)
         pairs_met += len(want)
     assert pairs_met > 0
@@ -295,6 +311,38 @@ def test_contact_area_of_two_plates():
         and row["area_b_nm2"] == pytest.approx(20 * 40 * 64, rel=0.12)
     )
     assert run(ContactSites(15.9), {"a": s}, {"a": s.surface_spec}).num_rows == 0
+
+
+def test_sites_that_meet_far_from_where_they_are():
+    """Two combs: as many sites as teeth touch; a back joined to them all makes them one; whatever the blocks."""
+    labels = np.zeros((14, 12, 46), np.uint64)
+    labels[2:4, 2:10, 1:45] = 3
+    labels[9:12, 2:10, 1:45] = BIG
+    for x in range(3, 44, 8):
+        labels[4:8, 3:6, x : x + 3] = 3  # teeth one voxel from the plate
+    for wide, sites in ((False, 6), (True, 1)):
+        if wide:
+            labels[4:8, 6, 3:43] = 3  # joins the teeth's ends
+        for seed, block in enumerate([(14, 12, 46), (4, 5, 7), (8, 12, 3), (1, 2, 5)]):
+            s = SurfaceOf(labels, spec_of(labels))
+            for among in (True, False):
+                values = {"a": s} if among else {"a": s, "b": SurfaceOf((labels == BIG).astype(np.uint64), spec_of(labels))}
+                got = run(ContactSites(8.0), values, {k: v.surface_spec for k, v in values.items()}, block=block, seed=seed).to_pylist()
+                (row,) = (r for r in got if r["label_a"] == 3)
+                assert (row["sites"], row["sites_a"], row["sites_b"]) == (sites, sites, sites), (wide, block, among)
+
+
+def test_what_patches_keep_grows_with_the_outside():
+    """A plate through the whole volume, in contact everywhere: a group of blocks keeps the rim of its patch only."""
+    from vemray.ops.contacts import _touching
+    from vemray.ops.face_tree import OTHER
+
+    labels = np.zeros((8, 64, 64), np.uint64)
+    labels[2:4], labels[5:7] = 1, 2
+    s = SurfaceOf(labels, spec_of(labels)).made((8, 16, 16))
+    parts = [[_touching(s, s, Box((0, y, x), (8, y + 16, x + 16)), 8.0, OTHER) for x in range(0, 64, 16)] for y in range(0, 64, 16)]
+    four = parts[1][1].merge(parts[1][2], 2).merge(parts[2][1].merge(parts[2][2], 2), 1)
+    assert len(four.patches.of) == 2 and len(four.patches.corner) == 2 * 4 * 32 and not four.touching.sites.any()
 
 
 def test_noise_is_no_objects(monkeypatch):
