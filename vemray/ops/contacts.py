@@ -194,7 +194,7 @@ class ContactSites(SurfaceReader):
         return [cls(8.0), cls(0.0)]
 
     def fixed_memory(self) -> int:
-        return super().fixed_memory() + 400 * MOST_PAIRS
+        return super().fixed_memory() + 300 * MOST_PAIRS
 
     def check(self, a: ArtefactSpec, b: ArtefactSpec | None = None) -> None:
         if b is not None and a != b:

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from vemray.geometry import Box, Int3
+from vemray.ops.contingency import place
 
 
 @dataclass
@@ -59,43 +60,72 @@ class Patches:
 
 
 class Growing:
-    """The patches of one block, while its faces come. Takes some 30 bytes for each corner of each kind."""
+    """The patches of one block, while its faces come."""
 
     def __init__(self, box: Box, shape: Int3):
         self.box, self.shape = box, shape
-        self.kinds: dict[tuple[int, int], int] = {}
-        self.n = 0  # corners so far
-        self.keys, self.parent, self.slots = np.empty(0, np.int64), np.empty(0, np.int32), np.full(1, -1, np.int32)
+        self.kinds, self.n_kinds, self.kind_slots = np.empty((0, 2), np.uint64), 0, np.full(1, -1, np.int32)
+        self.keys, self.parent, self.n, self.slots = np.empty(0, np.int64), np.empty(0, np.int32), 0, np.full(1, -1, np.int32)
 
     def add(self, of: np.ndarray, to: np.ndarray, voxels: np.ndarray, sides: np.ndarray) -> None:
         """Faces of the kinds (of, to), by kind; `voxels` (m, 3) are global."""
         first = np.ones(len(of), bool)
         first[1:] = (of[1:] != of[:-1]) | (to[1:] != to[:-1])
-        rows = np.array([self.kinds.setdefault(kind, len(self.kinds)) for kind in zip(of[first].tolist(), to[first].tolist())], np.int64)
+        new = np.stack([of[first], to[first]], axis=1)
+        most = self.n_kinds + len(new)
+        self.kinds = _room(self.kinds, self.n_kinds, most)
+        if 3 * most > 2 * len(self.kind_slots):
+            self.kind_slots = np.full(1 << (2 * most - 1).bit_length(), -1, np.int32)
+            _kinds_again(self.kinds, self.n_kinds, self.kind_slots)
+        rows, self.n_kinds = _rows(new, self.kinds, self.n_kinds, self.kind_slots)
         most = self.n + 4 * len(of)
-        if most > len(self.keys):
-            more = most + len(self.keys) // 2 - self.n
-            self.keys, self.parent = (
-                np.append(self.keys[: self.n], np.empty(more, np.int64)),
-                np.append(self.parent[: self.n], np.empty(more, np.int32)),
-            )
+        self.keys, self.parent = _room(self.keys, self.n, most), _room(self.parent, self.n, most)
         if 3 * most > 2 * len(self.slots):
+            self.slots = np.empty(0, np.int32)
             self.slots = np.full(1 << (2 * most - 1).bit_length(), -1, np.int32)
-            _rehash(self.keys, self.n, self.slots)
-        dims = np.array(self.box.shape, np.int64) + 1
-        self.n = _link(rows[np.cumsum(first) - 1], voxels, np.array(self.box.start), sides, dims, self.keys, self.parent, self.slots, self.n)
+            _again(self.keys, self.n, self.slots)
+        self.n = _link(rows[np.cumsum(first) - 1], voxels, self._start(), sides, self._corners(), self.keys, self.parent, self.slots, self.n)
 
     def done(self) -> tuple[Patches, np.ndarray, np.ndarray]:
-        """As `Patches.parted`."""
-        keys = self.keys[: self.n]
-        roots = _flat(self.parent[: self.n])
-        is_root = roots == np.arange(self.n)
-        dims = np.array(self.box.shape, np.int64) + 1
-        kinds = np.array(list(self.kinds), np.uint64).reshape(-1, 2)[keys[is_root] // dims.prod()]
-        outer = np.array(self.shape, np.int64) + 1
-        at = [i + a for i, a in zip(np.unravel_index(keys % dims.prod(), dims), self.box.start)]
-        corner = (at[0] * outer[1] + at[1]) * outer[2] + at[2]
-        return Patches(self.box, self.shape, kinds[:, 0], kinds[:, 1], corner, (np.cumsum(is_root) - 1)[roots]).parted()
+        """The patches that may go on, and the kinds of the others."""
+        self.slots = np.empty(0, np.int32)
+        kind, open_, corner, patch = _ended(self.keys, self.parent, self.n, self._start(), self._corners(), np.array(self.shape, np.int64))
+        of, to = self.kinds[kind].T
+        return Patches(self.box, self.shape, of[open_], to[open_], corner, (np.cumsum(open_) - 1)[patch]), of[~open_], to[~open_]
+
+    def _start(self) -> np.ndarray:
+        return np.array(self.box.start, np.int64)
+
+    def _corners(self) -> np.ndarray:
+        return np.array(self.box.shape, np.int64) + 1
+
+
+def _room(array: np.ndarray, used: int, most: int) -> np.ndarray:
+    """The array, longer if it has no room for `most`."""
+    if most <= len(array):
+        return array
+    out = np.empty((max(most, 3 * len(array) // 2), *array.shape[1:]), array.dtype)
+    out[:used] = array[:used]
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _kinds_again(kinds, n, slots):
+    for k in range(n):
+        slots[place(kinds, kinds[k, 0], kinds[k, 1], slots)] = k
+
+
+@njit(cache=True, nogil=True)
+def _rows(new, kinds, n, slots):
+    """Row of each kind, new ones from n on; and their number."""
+    out = np.empty(len(new), np.int64)
+    for k in range(len(new)):
+        i = place(kinds, new[k, 0], new[k, 1], slots)
+        if slots[i] < 0:
+            slots[i], kinds[n, 0], kinds[n, 1] = n, new[k, 0], new[k, 1]
+            n += 1
+        out[k] = slots[i]
+    return out, n
 
 
 @njit(cache=True, nogil=True)
@@ -110,7 +140,7 @@ def _slot(key, keys, slots):
 
 
 @njit(cache=True, nogil=True)
-def _rehash(keys, n, slots):
+def _again(keys, n, slots):
     for k in range(n):
         slots[_slot(keys[k], keys, slots)] = k
 
@@ -155,9 +185,33 @@ def _link(row, voxels, start, sides, dims, keys, parent, slots, n):
 
 
 @njit(cache=True, nogil=True)
-def _flat(parent):
-    """The root of each, the least of its patch."""
-    out = np.empty(len(parent), np.int64)
-    for i in range(len(parent)):
-        out[i] = i if parent[i] == i else out[parent[i]]
-    return out
+def _ended(keys, parent, n, start, dims, shape):
+    """Of each patch its kind and whether it reaches a side where the volume goes on; of the corners there, raster index and patch."""
+    number, patches = np.empty(n, np.int32), 0
+    for i in range(n):  # a root is the least of its patch
+        if parent[i] == i:
+            number[i] = patches
+            patches += 1
+        else:
+            number[i] = number[parent[i]]
+    kind, open_ = np.empty(patches, np.int64), np.zeros(patches, np.bool_)
+    corner, patch = np.empty(0, np.int64), np.empty(0, np.int64)
+    for turn in range(2):  # counted, then written
+        found = 0
+        for i in range(n):
+            rest, index, outside, stride = keys[i], np.int64(0), False, np.int64(1)
+            for a in range(2, -1, -1):
+                at = rest % dims[a]
+                rest //= dims[a]
+                outside |= (at == 0 and start[a] > 0) or (at == dims[a] - 1 and start[a] + at < shape[a])
+                index += (at + start[a]) * stride
+                stride *= shape[a] + 1
+            kind[number[i]] = rest
+            if outside:
+                if turn:
+                    corner[found], patch[found] = index, number[i]
+                    open_[number[i]] = True
+                found += 1
+        if not turn:
+            corner, patch = np.empty(found, np.int64), np.empty(found, np.int64)
+    return kind, open_, corner, patch
