@@ -169,6 +169,45 @@ def test_centres_to_surfaces_by_brute_force(spacing):
                 assert np.isnan(row["to_m_nm"]) and row["nearest"] is None
 
 
+@pytest.mark.parametrize("spacing, radius", [((1, 1, 1), 0), ((1, 1, 1), 5), ((1, 1, 1), 12), ((4, 1, 1), 0), ((4, 1, 1), 20)])
+def test_distances_finer_than_voxels(spacing, radius):
+    """Tilted planes (radius 0) and balls: distances to the fitted surface have a sixth of the error of those to the faces, or less."""
+    rng = np.random.default_rng(0)
+    error = {None: [], 3.0 * spacing[0]: []}
+    for _ in range(3):
+        shape = [int((2 * radius + 60) / s) for s in spacing]
+        grid = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing)], indexing="ij"), -1)
+        middle = np.array(shape) * spacing / 2 + rng.random(3) * spacing
+        way = rng.standard_normal((30, 3))
+        way /= np.linalg.norm(way, axis=1)[:, None]
+        if radius:
+            mask = np.linalg.norm(grid - middle, axis=-1) <= radius
+            at = middle + way * rng.uniform(radius / 2, radius + 20, 30)[:, None]
+            true = np.abs(np.linalg.norm(at - middle, axis=1) - radius)
+        else:
+            mask = (grid - middle) @ way[0] <= 0
+            true = rng.uniform(0, 12, 30)
+            across = np.cross(way, way[0]) * 10
+            at = middle + across + way[0] * (true * rng.choice([-1, 1], 30))[:, None]
+        table, s = points(at), SurfaceOf(mask, spec_of(mask, spacing))
+        for fit, found in error.items():
+            got = run(CentreDistances(points=True, fit_nm=fit), {"objects": table, "targets.m": s}, {"targets.m": s.surface_spec}, block=(16, 20, 40))
+            found.append(np.abs(got["to_m_nm"].to_numpy() - true))
+            on = np.stack([got[f"to_m_{a}_nm"].to_numpy() for a in "zyx"], axis=1)
+            np.testing.assert_allclose(np.linalg.norm(on - at, axis=1), got["to_m_nm"].to_numpy(), rtol=1e-9, atol=1e-9)
+    faces, fitted = (np.median(np.concatenate(e)) for e in error.values())
+    assert fitted < 0.09 and fitted < faces / (6 if radius == 5 else 8), (faces, fitted)
+
+
+def test_too_few_faces_for_a_fit():
+    b = np.zeros((6, 7, 8), np.uint64)
+    b[3, 3, 3] = 9  # six faces
+    table, s = points(np.array([[24.0, 24.0, 50.0]])), SurfaceOf(b, spec_of(b))
+    for fit in (None, 5.0, 100.0):
+        got = run(CentreDistances(fit_nm=fit), {"objects": table, "targets.m": s}, {"targets.m": s.surface_spec})
+        assert got["to_m_nm"].to_pylist() == [22.0] and got["to_m_label"].to_pylist() == [9]
+
+
 def test_equal_distances_and_names():
     """A point halfway between two labels gets the lesser; equal targets give the first name; the grid changes nothing."""
     b = np.zeros((5, 5, 21), np.uint64)
