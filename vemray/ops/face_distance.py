@@ -252,7 +252,8 @@ class CentreDistances(_Searcher):
     to the quadric fitted by least squares to the faces within that radius of the nearest one, of its label and on its side, each with its share of
     the area; then around the quadric's nearest point, four times in all. To the faces where there are fewer than 12. Tilted planes and balls
     of radius 5 to 30 voxels, fitted within 3 voxels: median error 0.04 to 0.07 voxels instead of 0.5 to 0.6; in voxels four times as thick
-    as wide 0.02 to 0.06 widths instead of 0.9 to 1.3. The radius should be smaller than that of the surface's curvature."""
+    as wide 0.02 to 0.06 widths instead of 0.9 to 1.3; within 5 voxels less, also from afar (0.02 at 400 voxels from a ball of 60). The radius
+    should be smaller than that of the surface's curvature."""
 
     serves = "step 9: distance of each mitochondrion's centre to the nuclear membrane, the plasma membrane, and the smaller of both"
     ports = (
@@ -264,7 +265,7 @@ class CentreDistances(_Searcher):
     label_column: Annotated[str, Field(description="for own and other: the table's column that holds the label in the target")] = "label"
     fit_nm: Annotated[
         float | None,
-        Field(gt=0, description="distances to the surface fitted to the faces so near, nm: 3 of the coarsest voxels. Default: to the faces"),
+        Field(gt=0, description="distances to the surface fitted to the faces so near, nm: 3 to 5 of the coarsest voxels. Default: to the faces"),
     ] = None
 
     @classmethod
