@@ -169,6 +169,45 @@ def test_centres_to_surfaces_by_brute_force(spacing):
                 assert np.isnan(row["to_m_nm"]) and row["nearest"] is None
 
 
+@pytest.mark.parametrize("spacing, radius", [((1, 1, 1), 0), ((1, 1, 1), 5), ((1, 1, 1), 12), ((4, 1, 1), 0), ((4, 1, 1), 20)])
+def test_distances_finer_than_voxels(spacing, radius):
+    """Tilted planes (radius 0) and balls: distances to the fitted surface have a sixth of the error of those to the faces, or less."""
+    rng = np.random.default_rng(0)
+    error = {None: [], 3.0 * spacing[0]: []}
+    for _ in range(3):
+        shape = [int((2 * radius + 60) / s) for s in spacing]
+        grid = np.stack(np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing)], indexing="ij"), -1)
+        middle = np.array(shape) * spacing / 2 + rng.random(3) * spacing
+        way = rng.standard_normal((30, 3))
+        way /= np.linalg.norm(way, axis=1)[:, None]
+        if radius:
+            mask = np.linalg.norm(grid - middle, axis=-1) <= radius
+            at = middle + way * rng.uniform(radius / 2, radius + 20, 30)[:, None]
+            true = np.abs(np.linalg.norm(at - middle, axis=1) - radius)
+        else:
+            mask = (grid - middle) @ way[0] <= 0
+            true = rng.uniform(0, 12, 30)
+            across = np.cross(way, way[0]) * 10
+            at = middle + across + way[0] * (true * rng.choice([-1, 1], 30))[:, None]
+        table, s = points(at), SurfaceOf(mask, spec_of(mask, spacing))
+        for fit, found in error.items():
+            got = run(CentreDistances(points=True, fit_nm=fit), {"objects": table, "targets.m": s}, {"targets.m": s.surface_spec}, block=(16, 20, 40))
+            found.append(np.abs(got["to_m_nm"].to_numpy() - true))
+            on = np.stack([got[f"to_m_{a}_nm"].to_numpy() for a in "zyx"], axis=1)
+            np.testing.assert_allclose(np.linalg.norm(on - at, axis=1), got["to_m_nm"].to_numpy(), rtol=1e-9, atol=1e-9)
+    faces, fitted = (np.median(np.concatenate(e)) for e in error.values())
+    assert fitted < 0.09 and fitted < faces / (6 if radius == 5 else 8), (faces, fitted)
+
+
+def test_too_few_faces_for_a_fit():
+    b = np.zeros((6, 7, 8), np.uint64)
+    b[3, 3, 3] = 9  # six faces
+    table, s = points(np.array([[24.0, 24.0, 50.0]])), SurfaceOf(b, spec_of(b))
+    for fit in (None, 5.0, 100.0):
+        got = run(CentreDistances(fit_nm=fit), {"objects": table, "targets.m": s}, {"targets.m": s.surface_spec})
+        assert got["to_m_nm"].to_pylist() == [22.0] and got["to_m_label"].to_pylist() == [9]
+
+
 def test_equal_distances_and_names():
     """A point halfway between two labels gets the lesser; equal targets give the first name; the grid changes nothing."""
     b = np.zeros((5, 5, 21), np.uint64)
@@ -251,6 +290,20 @@ def near(a: list, b: list, spacing, radius) -> tuple[list, float]:
     return [f for f, v in zip(a, d) if v <= radius], d.min()
 
 
+def patches(faces: list) -> int:
+    """Connected patches of faces, by the corners that they share."""
+    lo, hi = boxes(faces, (1, 1, 1))
+    corners = [set(itertools.product(*zip(a, b))) for a, b in zip(lo.tolist(), hi.tolist())]
+    count = 0
+    while corners:
+        count, patch, more = count + 1, corners.pop(), True
+        while more:
+            more = [c for c in corners if c & patch]
+            corners = [c for c in corners if not c & patch]
+            patch = patch.union(*more)
+    return count
+
+
 @pytest.mark.parametrize("spacing, radius", [(ISO, 0.0), (ISO, 16.0), (ODD, 51.0), (FLAT, 9.0)])
 @pytest.mark.parametrize("among", [True, False])
 def test_contacts_by_brute_force(spacing, radius, among):
@@ -274,10 +327,12 @@ def test_contacts_by_brute_force(spacing, radius, among):
                 close, gap = near(one, other, spacing, radius)
                 if close and (i < j or not among):
                     back, _ = near(other, one, spacing, radius)
-                    want.append((i, j, gap, sum(weights["a", *f[1:]] for f in close), sum(weights["b", *f[1:]] for f in back)))
+                    areas = sum(weights["a", *f[1:]] for f in close), sum(weights["b", *f[1:]] for f in back)
+                    want.append((i, j, gap, *areas, patches(close), patches(back)))
         assert [(r["label_a"], r["label_b"]) for r in got] == [w[:2] for w in want]
         for r, w in zip(got, want):
-            assert [r["gap_nm"], r["area_a_nm2"], r["area_b_nm2"]] == pytest.approx(w[2:], rel=1e-9)
+            assert [r["gap_nm"], r["area_a_nm2"], r["area_b_nm2"]] == pytest.approx(w[2:5], rel=1e-9)
+            assert (r["sites_a"], r["sites_b"], r["sites"]) == (*w[5:], min(w[5:]))
             assert r["area_nm2"] == pytest.approx((w[3] + w[4]) / 2, rel=1e-9)
         pairs_met += len(want)
     assert pairs_met > 0
@@ -295,6 +350,38 @@ def test_contact_area_of_two_plates():
         and row["area_b_nm2"] == pytest.approx(20 * 40 * 64, rel=0.12)
     )
     assert run(ContactSites(15.9), {"a": s}, {"a": s.surface_spec}).num_rows == 0
+
+
+def test_sites_that_meet_far_from_where_they_are():
+    """Two combs: as many sites as teeth touch; a back joined to them all makes them one; whatever the blocks."""
+    labels = np.zeros((14, 12, 46), np.uint64)
+    labels[2:4, 2:10, 1:45] = 3
+    labels[9:12, 2:10, 1:45] = BIG
+    for x in range(3, 44, 8):
+        labels[4:8, 3:6, x : x + 3] = 3  # teeth one voxel from the plate
+    for wide, sites in ((False, 6), (True, 1)):
+        if wide:
+            labels[4:8, 6, 3:43] = 3  # joins the teeth's ends
+        for seed, block in enumerate([(14, 12, 46), (4, 5, 7), (8, 12, 3), (1, 2, 5)]):
+            s = SurfaceOf(labels, spec_of(labels))
+            for among in (True, False):
+                values = {"a": s} if among else {"a": s, "b": SurfaceOf((labels == BIG).astype(np.uint64), spec_of(labels))}
+                got = run(ContactSites(8.0), values, {k: v.surface_spec for k, v in values.items()}, block=block, seed=seed).to_pylist()
+                (row,) = (r for r in got if r["label_a"] == 3)
+                assert (row["sites"], row["sites_a"], row["sites_b"]) == (sites, sites, sites), (wide, block, among)
+
+
+def test_what_patches_keep_grows_with_the_outside():
+    """A plate through the whole volume, in contact everywhere: a group of blocks keeps the rim of its patch only."""
+    from vemray.ops.contacts import _touching
+    from vemray.ops.face_tree import OTHER
+
+    labels = np.zeros((8, 64, 64), np.uint64)
+    labels[2:4], labels[5:7] = 1, 2
+    s = SurfaceOf(labels, spec_of(labels)).made((8, 16, 16))
+    parts = [[_touching(s, s, Box((0, y, x), (8, y + 16, x + 16)), 8.0, OTHER) for x in range(0, 64, 16)] for y in range(0, 64, 16)]
+    four = parts[1][1].merge(parts[1][2], 2).merge(parts[2][1].merge(parts[2][2], 2), 1)
+    assert len(four.patches.of) == 2 and len(four.patches.corner) == 2 * 4 * 32 and not four.touching.sites.any()
 
 
 def test_noise_is_no_objects(monkeypatch):

@@ -29,6 +29,7 @@ from vemray.ops import (  # noqa: F401
     pixel_features,
     placement,
     resample,
+    sections,
     smooth,
     split,
     statistics,

@@ -16,6 +16,7 @@ from vemray.ops.base import Port, Site, register
 from vemray.ops.face_distance import SurfaceReader, face_chunks
 from vemray.ops.face_tree import ANY, FAN, OTHER, _to_face, squared, wanted
 from vemray.ops.faces import Surface, area_nm2
+from vemray.ops.patches import Growing, Patches
 
 #: pairs of labels that a block may find: objects have a few neighbours each, noise has any number
 MOST_PAIRS = 1 << 20
@@ -71,10 +72,16 @@ class Touching:
     to: np.ndarray  # uint64
     area: np.ndarray  # int64 (n, 3): sums of shares by axis
     d2: np.ndarray  # least squared distance, nm2
+    sites: np.ndarray  # int64: patches that are complete
 
     @classmethod
     def none(cls) -> Touching:
-        return cls(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros((0, 3), np.int64), np.zeros(0))
+        return cls.complete(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+
+    @classmethod
+    def complete(cls, of: np.ndarray, to: np.ndarray) -> Touching:
+        """A patch each."""
+        return cls(of, to, np.zeros((len(of), 3), np.int64), np.full(len(of), np.inf), np.ones(len(of), np.int64))
 
     def joined(self) -> Touching:
         order = np.lexsort((self.to, self.of))
@@ -82,28 +89,38 @@ class Touching:
         first = np.flatnonzero(np.concatenate([[True], (of[1:] != of[:-1]) | (to[1:] != to[:-1])])) if len(of) else np.zeros(0, np.int64)
         if not len(first):
             return self
-        return Touching(of[first], to[first], np.add.reduceat(self.area[order], first), np.minimum.reduceat(self.d2[order], first))
+        sums = (np.add.reduceat(self.area[order], first), np.minimum.reduceat(self.d2[order], first), np.add.reduceat(self.sites[order], first))
+        return Touching(of[first], to[first], *sums)
 
-    def merge(self, upper: Touching, axis: int) -> Touching:
-        return _together([self, upper])
+
+@dataclass
+class OneWay:
+    """Pairs, and the patches of their faces that may go on beyond the blocks so far."""
+
+    touching: Touching
+    patches: Patches
+
+    def merge(self, upper: OneWay, axis: int) -> OneWay:
+        patches, *complete = self.patches.merge(upper.patches)
+        return OneWay(_together([self.touching, upper.touching, Touching.complete(*complete)]), patches)
 
 
 @dataclass
 class Contacts:
     """Both ways; `back` is None among the objects of one surface, where `there` holds both."""
 
-    there: Touching
-    back: Touching | None
+    there: OneWay
+    back: OneWay | None
 
     def merge(self, upper: Contacts, axis: int) -> Contacts:
         return Contacts(self.there.merge(upper.there, axis), self.back.merge(upper.back, axis) if self.back else None)
 
 
-def _touching(surface: Surface, other: Surface, box: Box, radius_nm: float, which: int) -> Touching:
+def _touching(surface: Surface, other: Surface, box: Box, radius_nm: float, which: int) -> OneWay:
     """What the faces of `surface` in `box` are within `radius_nm` of."""
-    out = Touching.none()
+    out, patches = Touching.none(), Growing(box, surface.spec.shape)
     waiting, n = [], 0
-    for part in _parts(surface, other, box, radius_nm, which):
+    for part in _parts(surface, other, box, radius_nm, which, patches):
         waiting.append(part)
         n += len(part.of)
         if n > MOST_PAIRS // 4:
@@ -113,14 +130,15 @@ def _touching(surface: Surface, other: Surface, box: Box, radius_nm: float, whic
                     f"more than {MOST_PAIRS:,} pairs of objects come within {radius_nm:g} nm in one block. These are hardly objects: "
                     "remove the small ones first (filter_objects), or use a smaller radius."
                 )
-    return _together([out, *waiting])
+    open_, *complete = patches.done()
+    return OneWay(_together([out, *waiting, Touching.complete(*complete)]), open_)
 
 
 def _together(parts: list[Touching]) -> Touching:
     return Touching(*(np.concatenate(c) for c in zip(*(vars(p).values() for p in parts)))).joined()
 
 
-def _parts(surface: Surface, other: Surface, box: Box, radius_nm: float, which: int) -> Iterator[Touching]:
+def _parts(surface: Surface, other: Surface, box: Box, radius_nm: float, which: int, patches: Growing) -> Iterator[Touching]:
     half, limit = np.array(surface.spec.spacing.zyx) / 2, radius_nm * radius_nm
     block_lo, block_hi = other.bounds()
     for faces in surface.inside(box):
@@ -146,17 +164,25 @@ def _parts(surface: Surface, other: Surface, box: Box, radius_nm: float, which: 
             area = np.zeros((len(face), 3), np.int64)
             area[np.arange(len(face)), faces.sides[at][face] >> 1] = faces.shares()[at][face]
             of = faces.labels[np.repeat(boxes.row, np.diff(boxes.group))[face]]
-            yield Touching(of, to, area, d2).joined()
+            order = np.lexsort((to, of))
+            at = at[face[order]]
+            patches.add(of[order], to[order], faces.voxels[at].astype(np.int64) + faces.origin, faces.sides[at])
+            yield Touching(of, to, area, d2, np.zeros(len(of), np.int64)).joined()
 
 
 @register("contacts")
 @dataclass(frozen=True)
 class ContactSites(SurfaceReader):
-    """Pairs of objects whose surfaces come within `radius_nm` of each other: a row for each pair with its gap and the area of the contact.
+    """Pairs of objects whose surfaces come within `radius_nm` of each other: a row for each pair with its gap, and the area and the sites of the
+    contact.
 
     Columns `label_a`, `label_b`, ascending; `gap_nm`, the least distance between their faces, exact, 0 where they touch; `area_a_nm2`: area of
     those faces of a that lie within `radius_nm` of a face of b, whatever lies between, each face with its share of the surface (see
-    `surface`); `area_b_nm2`: the same the other way; `area_nm2`, their mean. Without `b`, pairs among the objects of `a`, each once."""
+    `surface`); `area_b_nm2`: the same the other way; `area_nm2`, their mean; `sites_a`: connected patches of those faces of a, faces that share
+    an edge or a corner of voxels together; `sites_b`: those of b; `sites`, the smaller number, as one patch may face two and a rough rim breaks up.
+    Without `b`, pairs among the objects of `a`, each once."""
+
+    version = 2
 
     serves = "beyond the note: contact sites between organelles"
     ports = (Port("a", ("surface",)), Port("b", ("surface",), optional=True, doc="of the other objects, over the same voxels"))
@@ -168,7 +194,7 @@ class ContactSites(SurfaceReader):
         return [cls(8.0), cls(0.0)]
 
     def fixed_memory(self) -> int:
-        return super().fixed_memory() + 200 * MOST_PAIRS
+        return super().fixed_memory() + 300 * MOST_PAIRS
 
     def check(self, a: ArtefactSpec, b: ArtefactSpec | None = None) -> None:
         if b is not None and a != b:
@@ -181,12 +207,12 @@ class ContactSites(SurfaceReader):
     def finish(self, partial: Contacts, inputs):
         import pyarrow as pa
 
-        there, back = partial.there, partial.there if partial.back is None else partial.back
+        there, back = partial.there.touching, (partial.back or partial.there).touching
         order = np.lexsort((back.of, back.to))  # each pair is found from both sides
         one, other = area_nm2(there.area, inputs[0].spacing), area_nm2(back.area[order], inputs[0].spacing)
         once = there.of < there.to if partial.back is None else np.ones(len(there.of), bool)
         columns = {
             "label_a": there.of, "label_b": there.to, "gap_nm": np.sqrt(there.d2), "area_nm2": (one + other) / 2, "area_a_nm2": one,
-            "area_b_nm2": other,
+            "area_b_nm2": other, "sites": np.minimum(there.sites, back.sites[order]), "sites_a": there.sites, "sites_b": back.sites[order],
         }  # fmt: skip
         return pa.table({k: v[once] for k, v in columns.items()})

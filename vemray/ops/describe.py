@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import textwrap
 import typing
 
@@ -23,20 +24,17 @@ def first_sentence(cls: type[Operator]) -> str:
 
 def parameter_rows(cls: type[Operator]) -> list[tuple[str, str, str, str]]:
     """(name, type, default, description) of each parameter."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints, plain = typing.get_type_hints(cls, include_extras=True), typing.get_type_hints(cls)
     rows = []
     for f in dataclasses.fields(cls):
-        t = hints[f.name]
-        about = ""
-        if typing.get_origin(t) is typing.Annotated:
-            about = next((m.description for m in t.__metadata__ if getattr(m, "description", None)), "")
-            t = t.__origin__
+        about = next((m.description for m in getattr(hints[f.name], "__metadata__", ()) if getattr(m, "description", None)), "")
+        t = plain[f.name]
         default = (
             "required"
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             else repr(f.default if f.default is not dataclasses.MISSING else f.default_factory())
         )
-        shown = str(t).replace("typing.", "") if typing.get_origin(t) else getattr(t, "__name__", str(t))
+        shown = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", str(t).replace("typing.", "")) if typing.get_origin(t) else getattr(t, "__name__", str(t))
         rows.append((f.name, shown, default, about))
     return rows
 

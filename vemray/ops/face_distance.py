@@ -15,6 +15,7 @@ from vemray.errors import RecipeError, nearest
 from vemray.geometry import ArtefactSpec, Box, Int3
 from vemray.ops import face_tree
 from vemray.ops.base import Measure, Port, Site, register
+from vemray.ops.face_near import fitted_points
 from vemray.ops.faces import BYTES_PER_VOXEL, CACHE_BYTES, Faces, Surface
 
 #: faces whose distances are searched together
@@ -245,7 +246,14 @@ class CentreDistances(_Searcher):
     One row an object of the table, by label: `to_NAME_nm` and `to_NAME_label` (the target's label there) for each target by name;
     `nearest_nm` and `nearest`, the smallest and its name, of equal ones the first in the alphabet. A distance is that of a point to a
     rectangle, the face of a voxel; always positive, whether the centre lies within the target or outside. NaN, label 0 and no name where a
-    target has no face that counts. Of faces at one distance the least label counts."""
+    target has no face that counts. Of faces at one distance the least label counts.
+
+    A voxel's nearest corner sticks out: on oblique surfaces distances to faces are about half a voxel short. With `fit_nm` they are finer than voxels:
+    to the quadric fitted by least squares to the faces within that radius of the nearest one, of its label and on its side, each with its share of
+    the area; then around the quadric's nearest point, four times in all. To the faces where there are fewer than 12. Tilted planes and balls
+    of radius 5 to 30 voxels, fitted within 3 voxels: median error 0.04 to 0.07 voxels instead of 0.5 to 0.6; in voxels four times as thick
+    as wide 0.02 to 0.06 widths instead of 0.9 to 1.3; within 5 voxels less, also from afar (0.02 at 400 voxels from a ball of 60). The radius
+    should be smaller than that of the surface's curvature."""
 
     serves = "step 9: distance of each mitochondrion's centre to the nuclear membrane, the plasma membrane, and the smaller of both"
     ports = (
@@ -255,10 +263,14 @@ class CentreDistances(_Searcher):
 
     position: Annotated[str, Field(description="positions are the columns NAME_z_nm, NAME_y_nm, NAME_x_nm")] = "centroid"
     label_column: Annotated[str, Field(description="for own and other: the table's column that holds the label in the target")] = "label"
+    fit_nm: Annotated[
+        float | None,
+        Field(gt=0, description="distances to the surface fitted to the faces so near, nm: 3 to 5 of the coarsest voxels. Default: to the faces"),
+    ] = None
 
     @classmethod
     def examples(cls):
-        return [cls(), cls("other", True), cls("own", label_column="label")]
+        return [cls(), cls("other", True), cls("own", label_column="label"), cls(points=True, fit_nm=60.0)]
 
     def example_tables(self, rng, shape: Int3, spacing):
         return {"objects": some_objects(rng, shape, spacing)}
@@ -269,11 +281,25 @@ class CentreDistances(_Searcher):
         at, found = at[rows], {}
         own = labels_of(objects, self.label_column)[rows]
         for name, surface in targets.items():
-            found[name] = nearest_to_points(at, surface, own, WHICH[self.which])
+            f = found[name] = nearest_to_points(at, surface, own, WHICH[self.which])
+            if self.fit_nm is not None:
+                _fit(at, f, surface, self.fit_nm)
         return Nearest(labels_of(objects, "label")[rows], found)
 
     def finish(self, partial: Nearest, inputs):
         return table_of(partial, self.points)
+
+
+def _fit(at: np.ndarray, found: Found, surface: Surface, radius_nm: float) -> None:
+    """Points and distances of the surface fitted around the points found, where there are faces enough."""
+    there = np.flatnonzero(np.isfinite(found.d2))
+    side = found.face[there] % 6
+    outward = np.eye(3)[side >> 1] * np.where(side & 1, 1, -1)[:, None]
+    point = fitted_points(at[there], found.point[there], outward, found.label[there], surface, radius_nm)
+    ok = np.isfinite(point[:, 0])
+    found.point[there[ok]] = point[ok]
+    away = point[ok] - at[there[ok]]
+    found.d2[there[ok]] = away[:, 0] ** 2 + away[:, 1] ** 2 + away[:, 2] ** 2
 
 
 def face_chunks(faces: Faces, spec: ArtefactSpec, size: int = CHUNK) -> tuple[list[Callable[[], Boxes]], np.ndarray]:

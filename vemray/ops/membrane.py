@@ -6,69 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from numba import njit
 from pydantic import Field
 
-from vemray.geometry import ArtefactSpec, Int3
+from vemray.geometry import Int3
 from vemray.ops.base import Port, Site, register
 from vemray.ops.face_distance import SurfaceReader, labels_of, nearest_to_points, nm, rows_inside, some_objects
 from vemray.ops.face_extract import UNIT
-from vemray.ops.face_tree import FAN, span, squared
+from vemray.ops.face_near import faces_near, half_voxels
 from vemray.ops.faces import Surface, area_nm2, face_areas
-
-
-@njit(cache=True, nogil=True)
-def _near(lo, hi, i, limit, half, label, any_label, tree):
-    """Places in the tree of the faces whose middles lie within `limit` nm2 of point i, of one label or any."""
-    origin, voxels, sides, leaf_start = tree[0], tree[2], tree[3], tree[4]
-    level, node_lo, node_hi, label_min, label_max = tree[8], tree[9], tree[10], tree[11], tree[12]
-    levels = len(level) - 1
-    stack_level, stack_node = np.empty(FAN * 24, np.int64), np.empty(FAN * 24, np.int64)
-    out, found = np.empty(1024, np.int64), 0
-    top = 0
-    stack_level[0], stack_node[0] = levels - 1, level[levels - 1]
-    while top >= 0:
-        k, n = stack_level[top], stack_node[top]
-        top -= 1
-        if not any_label and not (label_min[n] <= label and label <= label_max[n]):
-            continue
-        if squared(lo, hi, i, node_lo, node_hi, n, half) > limit:
-            continue
-        if k > 0:
-            first = level[k - 1] + FAN * (n - level[k])
-            for c in range(first, min(first + FAN, level[k])):
-                top += 1
-                stack_level[top], stack_node[top] = k - 1, c
-            continue
-        for j in range(leaf_start[n], leaf_start[n + 1]):
-            d2 = 0.0
-            for a in range(3):
-                p, q = span(voxels, sides, origin, j, a)
-                g = ((p + q) / 2 - lo[i, a]) * half[a]
-                d2 += g * g
-            if d2 <= limit:
-                if found == len(out):
-                    out = np.append(out, np.empty_like(out))
-                out[found] = j
-                found += 1
-    return out[:found]
-
-
-def faces_near(surface: Surface, half_voxels: np.ndarray, radius_nm: float, label: np.ndarray | None = None):
-    """For each point (n, 3) the faces whose middles lie within a radius, of its `label` if given: yields (point, faces' block, places in Faces),
-    block after block."""
-    half, limit = np.array(surface.spec.spacing.zyx) / 2, radius_nm * radius_nm
-    block_lo, block_hi = surface.bounds()
-    gap = np.maximum(np.maximum(block_lo - half_voxels[:, None], half_voxels[:, None] - block_hi), 0.0) * half
-    meets = gap[..., 0] ** 2 + gap[..., 1] ** 2 + gap[..., 2] ** 2 <= limit
-    for b in np.flatnonzero(meets.any(axis=0)):
-        faces = surface.block(b)
-        tree = faces.tree.arrays()
-        for i in np.flatnonzero(meets[:, b]):
-            own = np.uint64(0) if label is None else label[i]
-            found = _near(half_voxels, half_voxels, i, limit, half, own, label is None, tree)
-            if len(found):
-                yield i, faces, faces.tree.order[found]
 
 
 @dataclass
@@ -208,11 +153,6 @@ def _fit(patch: np.ndarray, nearest_key: int, centre: np.ndarray, areas: np.ndar
     gaussian = (huu * hvv - huv * huv) / g**2 / scale**2
     root = np.sqrt(max(mean * mean - gaussian, 0.0))
     return np.array([mean, gaussian, mean + root, mean - root]), len(patch)
-
-
-def half_voxels(at: np.ndarray, spec: ArtefactSpec) -> np.ndarray:
-    """Positions in nm (n, 3) in half voxels of a grid."""
-    return 2 * (at - np.array(spec.origin_nm)) / np.array(spec.spacing.zyx)
 
 
 @dataclass
