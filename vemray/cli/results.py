@@ -82,7 +82,10 @@ def picture(
         str | None, typer.Option("--range", help="LOW,HIGH of the colour scale, in the unit shown (default: 2nd to 98th per cent).")
     ] = None,
     colours: Annotated[str, typer.Option("--map", help="Colour map of matplotlib.")] = "viridis",
-    clip: Annotated[list[str], typer.Option("--clip", help="Cut open: x=0.5 (share of the extent) or x=3200nm; y, z likewise. Several.")] = [],  # noqa: B006
+    clip: Annotated[
+        list[str],
+        typer.Option("--clip", help="Cut open: x=0.5 (share of the extent) or x=3200nm; y, z likewise; NAME:x=0.5 cuts one volume. Several."),
+    ] = [],  # noqa: B006
     view: Annotated[str, typer.Option(help="oblique, back, xy, xz or yz")] = "oblique",
     level: Annotated[int | None, typer.Option(min=0, help="Pyramid level (default: the finest of at most 64 million voxels).")] = None,
     size: Annotated[str, typer.Option(help="Width,height in pixels.")] = "1500,1200",

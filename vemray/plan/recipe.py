@@ -13,6 +13,7 @@ import pydantic
 import yaml
 
 from vemray.errors import RecipeError, nearest
+from vemray.plan.scenes import SceneSpec, column_of, measured
 
 
 class Strict(pydantic.BaseModel):
@@ -40,12 +41,31 @@ class InputSpec(Strict):
 
 
 class ReportSpec(Strict):
-    """What the report shows. Left out: the recipe's one image, every kept label volume, every table of objects."""
+    """What the report shows. Left out: the recipe's one image, every kept label volume, every table of objects; no pictures in 3D.
+    `scenes`: name -> a picture in 3D, `distributions`: TABLE.COLUMN."""
 
     image: str | None = None
     overlays: dict[str, str] = {}
     tables: list[str] | None = None
+    scenes: dict[str, SceneSpec] = {}
+    distributions: list[str] = []
     about: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _files(self):
+        for name in self.scenes:
+            if not name or not name.replace("_", "a").isalnum():
+                raise ValueError(f"scenes: '{name}' cannot be the name of a picture's file: use letters, digits and _")
+        for text in self.distributions:
+            if "." not in text.strip("."):
+                raise ValueError(f"distributions names '{text}': give TABLE.COLUMN")
+        return self
+
+    @property
+    def used_tables(self) -> list[tuple[str, str]]:
+        """(where it is named, table)"""
+        scenes = [(f"report.scenes.{n}", t) for n, s in self.scenes.items() for t in s.tables]
+        return [*(("report.tables", n) for n in self.tables or ()), *scenes, *(("report.distributions", column_of(d)[0]) for d in self.distributions)]
 
 
 def _check_why(name: str, step: dict[str, Any]) -> None:
@@ -125,9 +145,11 @@ class Recipe(Strict):
         """What the report shows is there: an input, or a step that is kept."""
         image = [("report.image", self.report.image)] if self.report.image is not None else []
         overlays = [(f"report.overlays.{t}", n) for t, n in self.report.overlays.items()]
-        for where, name in [*image, *overlays, *(("report.tables", n) for n in self.report.tables or ())]:
+        scenes = [(f"report.scenes.{n}", v) for n, s in self.report.scenes.items() for v in s.volumes]
+        tables = self.report.used_tables
+        for where, name in [*image, *overlays, *scenes, *tables]:
             step = name.partition(".")[0]  # step.output: what a step gives is known when it is resolved
-            if where == "report.tables":
+            if (where, name) in tables:
                 if step not in self.steps:
                     raise ValueError(f"{where} names '{name}', which is not a step.{nearest(name, self.steps)}")
             elif name in self.inputs and self.inputs[name].kind == "table":
@@ -136,6 +158,10 @@ class Recipe(Strict):
                 raise ValueError(f"{where} names '{name}', which is neither a step nor an input.{nearest(name, [*self.steps, *self.inputs])}")
             if step in self.steps and self.outputs is not None and step not in {o.partition(".")[0] for o in self.outputs}:
                 raise ValueError(f"{where} names '{name}', which is not kept: add it to 'outputs'")
+        for name, s in self.report.scenes.items():
+            if s.colour and (about := measured(self.steps, column_of(s.colour)[0])) not in s.volumes:
+                if about not in [measured(self.steps, t) for t in s.tables[:-1]]:
+                    raise ValueError(f"report.scenes.{name}: colour {s.colour} is about '{about}', which is not shown: add it to 'show' or 'points'")
         return self
 
 
@@ -218,6 +244,7 @@ def _said(error: pydantic.ValidationError, data: dict) -> str:
         return f"'vemray: {data.get('vemray')}' is not a version of recipes that is known here. Write 'vemray: 1'."
     if p["type"] == "extra_forbidden":
         model: Any = {"inputs": InputSpec, "report": ReportSpec}.get(str(p["loc"][0]), Recipe) if len(p["loc"]) > 1 else Recipe
+        model = SceneSpec if p["loc"][:2] == ("report", "scenes") else model
         return f"unknown key '{at}'.{nearest(str(p['loc'][-1]), [f for f in model.model_fields if f != 'folder'])}"
     text = f"{at + ': ' if at else ''}{p['msg'].removeprefix('Value error, ')}"
     return text if text[-1] in ".?" else text + "."
