@@ -101,7 +101,7 @@ def test_groups(change, said, not_said):
     [
         ("surface_to_volume_per_nm", "surface to volume (per nm)"), ("volume_nm3", "volume (nm³)"), ("sphericity", "sphericity"),
         ("density_per_um3", "density (per µm³)"), ("log(volume_nm3)", "log(volume_nm3)"), ("nm", "nm"), ("euler_number", "euler number"),
-        ("to_nucleus_nm", "distance to nucleus (nm)"), ("nearest_nm", "distance to the nearest (nm)"), ("to_section_label", "to section label"),
+        ("to_nucleus_nm", "distance to nucleus (nm)"), ("nearest_nm", "distance to the nearest (nm)"), ("to_section_label", "to section label"), ("per_um2", "number (per µm²)"),
     ],
 )  # fmt: skip
 def test_words(column, said):

@@ -14,7 +14,7 @@ _UNITS = {
     "per_nm": "per nm", "per_nm3": "per nm³", "per_um": "per µm", "per_um2": "per µm²", "per_um3": "per µm³",
     "nm": "nm", "nm2": "nm²", "nm3": "nm³", "um": "µm", "um2": "µm²", "um3": "µm³",
 }  # fmt: skip
-_UNIT = re.compile(rf"_({'|'.join(sorted(_UNITS, key=len, reverse=True))})$")
+_UNIT = re.compile(rf"(?:_|^(?=per))({'|'.join(sorted(_UNITS, key=len, reverse=True))})$")
 
 
 def plain(value: float) -> str:
@@ -29,6 +29,8 @@ def p_value(p: float) -> str:
 
 def title(stem: str, unit: str) -> str:
     """A column's name without its unit, in words: the distances of `distance_to_surface` and its like are columns to_TARGET_nm and nearest_nm."""
+    if not stem:
+        return "number"
     if unit in ("nm", "um"):
         stem = "distance_to_the_nearest" if stem == "nearest" else f"distance_{stem}" if stem.startswith("to_") else stem
     return stem.replace("_", " ")

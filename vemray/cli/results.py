@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,11 +45,16 @@ def evaluate(
 
 
 @app.command()
-def report(url: Annotated[str, typer.Argument(help="Folder or s3:// of a finished run.")]) -> None:
-    """Write the HTML report of a run again."""
+def report(
+    url: Annotated[str, typer.Argument(help="Folder or s3:// of a finished run.")],
+    to: Annotated[str | None, typer.Option(help="Folder or s3:// to write it to. Default: OUT/report.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose `report:` says what is shown, instead of the one that was run.")] = None,
+) -> None:
+    """Write the HTML report of a run again, its plots and pictures in 3D also as files beside it."""
+    from vemray.plan.recipe import load_recipe
     from vemray.report import write_report
 
-    say(write_report(url))
+    say(write_report(url, to, load_recipe(recipe).report if recipe else None))
 
 
 @app.command()

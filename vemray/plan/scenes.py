@@ -108,7 +108,7 @@ class SceneSpec(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _readable(self):
         try:
-            layers = [*(shown(s)[0] for s in self.show), *(dotted(p)[0].removesuffix("_table") for p in self.points)]
+            layers = [*(shown(s)[0] for s in self.show), *(dotted(p)[0] for p in self.points)]
             for layer in (clipped(c)[0] for c in self.clip):
                 if layer and layer not in layers:
                     raise InputError(f"clip cuts '{layer}', which is not shown.{nearest(layer, layers)}")

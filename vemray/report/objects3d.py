@@ -155,7 +155,7 @@ def picture(
         if share < 1:
             meshes = {n: decimate(m, share) for n, m in meshes.items()}
         notes.append(f"{name}: {len(meshes)} objects, {sum(len(m.triangles) for m in meshes.values()):,} triangles, from voxels of {at.spacing}")
-        layers.append(Layer(name, meshes, opacity=opacity, values=values if name == about else None))
+        layers.append(Layer(_called(name), meshes, opacity=opacity, values=values if name == about else None))
     for name, radius in dots:
         table = _table(results, name)
         columns = [f"centroid_{a}_nm" for a in "zyx"]
@@ -166,8 +166,9 @@ def picture(
             notes.append(f"{name}: one of {every} points")
         where = np.stack([table.column(c).to_numpy() for c in columns], axis=1)
         own = np.array([values.get(int(n), np.nan) for n in table.column("label").to_pylist()]) if colour and measured(steps, name) == about else None
-        layers.append(Points(name.removesuffix("_table"), where, radius, own))
-    cuts = [_cut(c, view, volumes, layers) for c in clip]
+        layers.append(Points(_called(measured(steps, name)), where, radius, own))
+    names = [n for n, _ in (*named, *dots)]
+    cuts = [_cut(c, view, volumes, dict(zip(names, layers))) for c in clip]
     return render(layers, scale, cuts, view, size, title), notes
 
 
@@ -192,12 +193,16 @@ def _colour(results: Results, text: str, ends, colours: str) -> tuple[dict[int, 
     return found, Scale(q.label, colours, low, high)
 
 
-def _cut(text: str, view: str, volumes: Mapping[str, Any], layers: Sequence[Layer | Points]) -> Cut:
-    layer, axis, value, nm = clipped(text, "--clip")
-    if layer and layer not in [one.name for one in layers]:
-        raise InputError(f"--clip {text}: '{layer}' is not shown.{nearest(layer, [one.name for one in layers])}")
+def _called(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cut(text: str, view: str, volumes: Mapping[str, Any], layers: Mapping[str, Layer | Points]) -> Cut:
+    name, axis, value, nm = clipped(text, "--clip")
+    if name and name not in layers:
+        raise InputError(f"--clip {text}: '{name}' is not shown.{nearest(name, layers)}")
     a = "zyx".index(axis)
     if not nm:
-        ends = [e for v in volumes.values() for e in Source.of(v).extent_nm[a]] or [e for p in layers for e in np.asarray(p.positions)[:, a]]
+        ends = [e for v in volumes.values() for e in Source.of(v).extent_nm[a]] or [e for p in layers.values() for e in np.asarray(p.positions)[:, a]]
         value = min(ends) + value * (max(ends) - min(ends))
-    return Cut(axis, value, VIEWS[view][0][2 - a] > 0, layer)
+    return Cut(axis, value, VIEWS[view][0][2 - a] > 0, layers[name].name if name else "")

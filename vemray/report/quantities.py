@@ -38,6 +38,6 @@ class Quantity:
 def quantity(column: str, name: str | None = None) -> Quantity:
     """'surface_to_volume_per_nm' -> surface to volume (1/µm), times 1000. `name`: the title, instead of what the column's name gives."""
     for ending, unit, factor in _ENDINGS:
-        if column.endswith(ending):
-            return Quantity(name or title(column.removesuffix(ending), ending[1:]), unit, factor)
+        if column.endswith(ending) or (column == ending[1:] and column.startswith("per")):
+            return Quantity(name or title(column[: -len(ending)], ending[1:]), unit, factor)
     return Quantity(name or title(column, ""))
