@@ -36,14 +36,20 @@ def title(stem: str, unit: str) -> str:
     return stem.replace("_", " ")
 
 
+def unit(name: str) -> str:
+    """'nm' of 'radius_nm'; '' where a name says none."""
+    found = _UNIT.search(name)
+    return _UNITS[found[1]] if found else ""
+
+
 def words(column: str, name: str | None = None) -> str:
     """'surface_to_volume_per_nm' as 'surface to volume (per nm)', with `name` as 'NAME (per nm)'; an expression stays as it is."""
     if not column.isidentifier():
         return name or column
-    unit = _UNIT.search(column)
-    if not unit:
+    found = _UNIT.search(column)
+    if not found:
         return name or title(column, "")
-    return f"{name or title(column[: unit.start()], unit[1])} ({_UNITS[unit[1]]})"
+    return f"{name or title(column[: found.start()], found[1])} ({_UNITS[found[1]]})"
 
 
 def replicates(n: int, datasets: int) -> str:

@@ -60,19 +60,25 @@ def report(
 @app.command()
 def walkthrough(
     url: Annotated[str, typer.Argument(help="Folder or s3:// of a run, best of one with --keep-all.")],
-    to: Annotated[str, typer.Option(help="Folder or s3:// to write walkthrough.md and its pictures to.")],
+    to: Annotated[str, typer.Option(help="Folder or s3:// to write the page and its pictures to.")],
+    page: Annotated[str, typer.Option(help="Name of the page (Markdown).")] = "walkthrough.md",
+    pictures: Annotated[str, typer.Option(help="Folder of its pictures, seen from the page.")] = "pictures",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe whose words (chapters, reasons, scenes) are shown, instead of those of the one that was run.")
+    ] = None,
     at: Annotated[str | None, typer.Option(help="Point z,y,x in nm that the pictures go through. Default: the middle.")] = None,
     side: Annotated[float, typer.Option(help="Side of the detail around it, nm.")] = 1200.0,
 ) -> None:
-    """Every step of a run with its parameters, the reasons for them and a picture of what came out."""
-    from vemray.report.walkthrough import stops, write
+    """Every step of a run with its parameters, the reasons for them and a picture of what came out, in the chapters of the recipe's comments."""
+    from vemray.plan.recipe import load_recipe
+    from vemray.report.walkthrough import reworded, write_page
     from vemray.run.results import Results
 
     register_operators()
     results = Results(url)
-    point = triple(at, "--at", float) if at else None
-    recipe = results.run["recipe"]
-    say(write(stops(results, point, side), to, recipe["name"], recipe.get("about", "")))
+    if recipe:
+        reworded(results, load_recipe(recipe))
+    say(write_page(results, to, page, pictures, triple(at, "--at", float) if at else None, side))
 
 
 @app.command()

@@ -4,6 +4,7 @@ is an error that names the nearest valid one."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +89,8 @@ class Recipe(Strict):
     steps: dict[str, dict[str, Any]]
     outputs: list[str] | None = None
     report: ReportSpec = ReportSpec()
+    #: first step of a chapter -> its title, and after a line break what is said about it; of a file's comments where it does not say so itself
+    chapters: dict[str, str] = {}
     #: folder that relative paths in the recipe start from
     folder: str = pydantic.Field(default="", exclude=True)
 
@@ -134,6 +137,9 @@ class Recipe(Strict):
             if "op" not in step:
                 raise ValueError(f"step '{name}' has no 'op'")
             _check_why(name, step)
+        for name in self.chapters:
+            if name not in self.steps:
+                raise ValueError(f"chapters names '{name}', which is not a step.{nearest(name, self.steps)}")
         if not self.steps:
             raise ValueError("it has no steps, so there is nothing to run. `vemray ops` lists the operators that a step can name")
         if self.outputs is not None and not self.outputs:
@@ -193,6 +199,25 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     return data
 
 
+_CHAPTER = re.compile(r"\s*#\s*-{3,}\s*(\S.*?)\s*-{3,}\s*$")
+
+
+def chapters(text: str) -> dict[str, str]:
+    """A recipe's chapters from the comments between its steps: first step -> title, and after a line break the comment lines right below it."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    top, steps = next(((k, v) for k, v in root.value if k.value == "steps"), (None, None)) if isinstance(root, yaml.MappingNode) else (None, None)
+    if not isinstance(steps, yaml.MappingNode):
+        return {}
+    lines, out = text.splitlines(), {}
+    starts = [(k.start_mark.line, k.value) for k, _ in steps.value]
+    for (before, _), (line, name) in zip([(top.start_mark.line, ""), *starts], starts):
+        said = [i for i in range(before, line) if _CHAPTER.match(lines[i])]
+        if said:
+            below = [lines[i].strip().lstrip("# ") for i in range(said[-1] + 1, line) if lines[i].strip().startswith("#")]
+            out[name] = "\n".join([_CHAPTER.match(lines[said[-1]])[1], " ".join(below)]).strip()
+    return out
+
+
 def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
@@ -215,6 +240,8 @@ def load_recipe(source: str | Path | Mapping, sets: list[str] | tuple[str, ...] 
         where, folder = str(path), str(path.resolve().parent)
         data = read_yaml(path, "recipe")
         data.setdefault("name", path.stem)
+        if found := chapters(path.read_text(encoding="utf-8")):
+            data.setdefault("chapters", found)
     _check_keys(data, where)
     for s in sets:
         override(data, s, "steps.NAME.parameter")

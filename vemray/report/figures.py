@@ -117,7 +117,7 @@ def _numbered(name: str, by: Any, i: int) -> str:
     return name if by is None else f"{name}_{i + 1}"
 
 
-def shares(name: str, rows: list[dict], percent: str, colours: list[str]) -> Figure:
+def shares(name: str, rows: list[dict], percent: str, colours: list[str] | None) -> Figure:
     """The bars of a table of `composition` as files; the page has its own."""
     values = {r["name"]: r[percent] for r in rows}
     return Figure(name, _plot(name, study_plots.shares, values, f"{percent.removeprefix('percent_of_')} volume", colours))
