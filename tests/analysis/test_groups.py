@@ -7,6 +7,7 @@ from scipy import stats
 
 from vemray.analysis.groups import compare_groups
 from vemray.errors import RecipeError
+from vemray.ops import build
 
 
 def two(seed, n, m, shift=1.0, spread=1.0, ties=False):
@@ -96,3 +97,10 @@ def test_refuses():
 def test_order_of_rows_does_not_matter():
     t = two(5, 30, 40)
     assert one(t, permutations=49) == one(t.take(np.random.default_rng(1).permutation(70)), permutations=49)
+
+
+def test_names_of_the_groups_are_those_of_the_sentence():
+    got = one(two(0, 30, 50), "part == 4", names=("the first section", "the second section"))
+    assert (got["group_a"], got["group_b"]) == ("the first section", "the second section") and "in the first section (mean" in got["sentence"]
+    with pytest.raises(RecipeError, match="names"):
+        build("compare_groups", {"names": ["one"]})

@@ -31,7 +31,7 @@ def groups(**change):
 
 def test_a_correlation_in_full():
     assert correlation() == (
-        "Among 312 mitochondria, surface to volume (per nm) fell with to membrane (nm) (Spearman rho = -0.41, 95 % CI -0.50 to -0.31, n = 312, "
+        "Among 312 mitochondria, surface to volume (per nm) fell with distance to membrane (nm) (Spearman rho = -0.41, 95 % CI -0.50 to -0.31, n = 312, "
         "p = 3.2e-14; permutation respecting spatial dependence p = 0.004). " + CELL
     )
 
@@ -39,20 +39,24 @@ def test_a_correlation_in_full():
 @pytest.mark.parametrize(
     "change, said, not_said",
     [
-        ({"spearman_rho": 0.412}, "surface to volume (per nm) rose with to membrane (nm)", "fell"),
-        ({"spearman_p_spatial": 0.21}, "fell with to membrane (nm)", None),
+        ({"spearman_rho": 0.412}, "surface to volume (per nm) rose with distance to membrane (nm)", "fell"),
+        ({"spearman_p_spatial": 0.21}, "fell with distance to membrane (nm)", None),
         ({"spearman_p_spatial": 0.21}, "but not beyond what chance gives where near objects are alike (permutation", None),
         ({"spearman_p_spatial": None}, "p = 3.2e-14). Objects", "permutation"),
-        ({"spearman_p": 0.3}, "no relation of surface to volume (per nm) with to membrane (nm) was found", "fell"),
+        ({"spearman_p": 0.3}, "no relation of surface to volume (per nm) with distance to membrane (nm) was found", "fell"),
         ({"spearman_p": 0.3, "spearman_p_spatial": 0.01}, "no relation", "fell"),
         ({"spearman_rho": 0.0, "spearman_p": 1.0}, "no relation", "rose"),
         ({"spearman_rho": -0.001, "spearman_p": 0.9}, "rho = 0.00", "-0.00"),
         ({"spearman_low": None}, "rho = -0.41, n = 312", "CI"),
         ({"spearman_p": 0.0}, "p = below 1e-300", None),
         ({"n": 5}, "There are only 5 objects", None),
-        ({"n": 2, "spearman_rho": None}, "no correlation of surface to volume (per nm) with to membrane (nm) can be computed: 3 or more", "fell"),
+        (
+            {"n": 2, "spearman_rho": None},
+            "no correlation of surface to volume (per nm) with distance to membrane (nm) can be computed: 3 or more",
+            "fell",
+        ),
         ({"n": 9, "spearman_rho": None, "y_distinct": 1}, "all have the same surface to volume (per nm)", "fell"),
-        ({"x_distinct": 40}, "There are ties (to membrane (nm) has 40 distinct values)", None),
+        ({"x_distinct": 40}, "There are ties (distance to membrane (nm) has 40 distinct values)", None),
         ({"datasets": 6}, "come from 6 data sets", "this cell only"),
         ({"datasets": 312}, "fell", "replicate"),
         ({"dropped": 1}, "1 row without a value was left out.", None),
@@ -66,7 +70,7 @@ def test_correlations(change, said, not_said):
 
 def test_groups_in_full():
     assert groups() == (
-        "Among 1300 pores, number density (per um3) was higher in section = 1 (mean 12.3, sd 3, n = 400) than in section = 2 (mean 9.87, sd 2.5, n = 900): "
+        "Among 1300 pores, number density (per µm³) was higher in section = 1 (mean 12.3, sd 3, n = 400) than in section = 2 (mean 9.87, sd 2.5, n = 900): "
         "difference 2.47, 95 % CI 2.1 to 2.8; Welch t = 14.6, p = 1.0e-40; Mann-Whitney p = 1.0e-38; Cohen's d = 0.93, Cliff's delta = 0.5; "
         "permutation respecting spatial dependence p = 0.03. " + CELL
     )
@@ -76,7 +80,7 @@ def test_groups_in_full():
     "change, said, not_said",
     [
         ({"difference": -2.47}, "was lower in section = 1", "higher"),
-        ({"welch_p": 0.2}, "no difference of number density (per um3) was found between section = 1", "higher"),
+        ({"welch_p": 0.2}, "no difference of number density (per µm³) was found between section = 1", "higher"),
         ({"p_spatial": 0.4}, "; but not beyond what chance gives where near objects are alike", None),
         ({"p_spatial": None}, "Cliff's delta = 0.5. Objects", "permutation"),
         ({"welch_p": None, "n_b": 1, "sd_b": None}, "cannot be tested: each group needs two objects", "higher"),
@@ -95,12 +99,20 @@ def test_groups(change, said, not_said):
 @pytest.mark.parametrize(
     "column, said",
     [
-        ("surface_to_volume_per_nm", "surface to volume (per nm)"), ("volume_nm3", "volume (nm3)"), ("sphericity", "sphericity"),
-        ("density_per_um3", "density (per um3)"), ("log(volume_nm3)", "log(volume_nm3)"), ("nm", "nm"), ("euler_number", "euler number"),
+        ("surface_to_volume_per_nm", "surface to volume (per nm)"), ("volume_nm3", "volume (nm³)"), ("sphericity", "sphericity"),
+        ("density_per_um3", "density (per µm³)"), ("log(volume_nm3)", "log(volume_nm3)"), ("nm", "nm"), ("euler_number", "euler number"),
+        ("to_nucleus_nm", "distance to nucleus (nm)"), ("nearest_nm", "distance to the nearest (nm)"), ("to_section_label", "to section label"), ("per_um2", "number (per µm²)"),
     ],
 )  # fmt: skip
 def test_words(column, said):
     assert se.words(column) == said
+
+
+def test_own_words_keep_the_unit():
+    assert se.words("nearest_nm", "distance to the nearest membrane") == "distance to the nearest membrane (nm)"
+    assert se.words("log(volume_nm3)", "log of the volume") == "log of the volume"
+    assert "y of all rose with x of all (nm) (" in correlation(y="log(a)", y_name="y of all", x_name="x of all", spearman_rho=0.4)
+    assert "was higher in the first section (mean 12.3, sd 3, n = 400) than in" in groups(group_a="the first section")
 
 
 @pytest.mark.parametrize(

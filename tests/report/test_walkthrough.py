@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vemray.errors import InputError
+from vemray.analysis.correlation import correlate
+from vemray.errors import InputError, RecipeError
 from vemray.geometry import Grid, Spacing
 from vemray.plan.recipe import load_recipe
-from vemray.report.walkthrough import everything, stops, write
+from vemray.report.walkthrough import everything, markdown, reworded, stops, write, write_page
 from vemray.run.api import run
+from vemray.run.results import Results
 from vemray.store.volume import create
 
 RECIPE = {
@@ -49,7 +51,7 @@ def test_every_step_is_shown(results, tmp_path):
     assert found[2].inputs == {"mask": "bright"} and found[3].tables[0][3] == 2
     page = write(found, str(tmp_path), "walk", "Bright bodies.")
     text = open(page).read()
-    assert "one voxel \\| no more" in text and "table: 2 rows" in text and "![bodies](pictures/bodies.jpg)" in text
+    assert "one voxel \\| no more" in text and "2 rows:" in text and "![bodies](pictures/bodies.jpg)" in text
     assert (tmp_path / "pictures" / "bodies.jpg").exists()
 
 
@@ -65,3 +67,58 @@ def test_without_an_image_it_says_so(results, tmp_path):
     blind.run = {**results.run, "inputs": {}}
     with pytest.raises(InputError, match="needs an image"):
         stops(blind)
+
+
+YAML = """vemray: 1
+name: walk
+inputs: {em: {kind: image}}
+steps:
+  # ---- what is bright: a threshold ------------
+  # Noise goes first.
+  # Then the rest.
+  smooth: {op: gaussian, image: em, sigma_nm: 8, why: "quiets the noise"}
+  # a remark, and no chapter ---
+  bright: {op: threshold, image: smooth, value: 128}
+
+  # ------------ bodies ------------
+  bodies: {op: connected_components, mask: bright}
+  table: {op: measure, labels: bodies}
+  pair: {op: correlate, table: table, x: volume_nm3, y: sphericity}
+outputs: [table]
+"""
+
+
+def test_chapters_are_the_comments_of_the_recipe(tmp_path):
+    (tmp_path / "walk.yaml").write_text(YAML)
+    found = load_recipe(tmp_path / "walk.yaml").chapters
+    assert found == {"smooth": "what is bright: a threshold\nNoise goes first. Then the rest.", "bodies": "bodies"}
+    assert load_recipe(RECIPE).chapters == {}
+    with pytest.raises(RecipeError, match="chapters names 'bodis', which is not a step. Did you mean 'bodies'"):
+        load_recipe({**RECIPE, "chapters": {"bodis": "x"}})
+
+
+def test_the_page_in_chapters(results, tmp_path):
+    (tmp_path / "walk.yaml").write_text(YAML)
+    told = Results(results.url)
+    reworded(told, load_recipe(tmp_path / "walk.yaml"))
+    page = write_page(told, str(tmp_path), "walk.md", "img/walk", side_nm=300)
+    text = open(page).read()
+    assert "- [What is bright: a threshold](#what-is-bright-a-threshold)" in text and "## Bodies" in text and "### bright" in text
+    assert "Noise goes first. Then the rest." in text and "| `sigma_nm` | 8 nm |" in text and "(image: [smooth](#smooth))" in text
+    assert "24 × 60 × 70 voxels of 16 × 8 × 8 nm" in text and "Pictures in 3D" not in text
+    shown = {line.partition("(")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")}
+    assert shown == {f"img/walk/{n}.jpg" for n in ("input", "smooth", "bright", "bodies")} and all((tmp_path / s).exists() for s in shown)
+
+
+def test_statistics_have_their_sentence_and_plot_and_models_no_folder(results, monkeypatch):
+    told = Results(results.url)
+    rows = correlate(results.arrow["table"], "volume_nm3", "sphericity", permutations=0)
+    told.arrow = {**dict(results.arrow.items()), "pair": rows}
+    told.run["keep"].append("pair")
+    told.run["models"] = {"/somewhere/net.vemray": "ab"}
+    told.run["recipe"]["steps"]["pair"] = {"op": "correlate", "table": "table", "x": "volume_nm3", "y": "sphericity"}
+    told.run["recipe"]["steps"]["bodies"] = {"op": "infer", "image": "em", "model": "/somewhere/net.vemray"}
+    found = {s.name: s for s in stops(told, side_nm=300)}
+    assert found["pair"].sentences[0].startswith("Among 2 objects") and [n for n, _ in found["pair"].plots] == ["pair"]
+    assert found["bodies"].parameters == [("model", "net.vemray", "")]
+    assert '<img src="pictures/pair.png"' in markdown(list(found.values()), "t", "a", "pictures")

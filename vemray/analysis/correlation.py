@@ -27,6 +27,7 @@ def correlate(
     bootstraps: int = 2000,
     seed: int = 0,
     position: Sequence[str] = CENTRE,
+    names: Sequence[str] | None = None,
 ):
     """pyarrow.Table, one row for each value of `by`, or one. `ops/statistics.py` says what the columns are."""
     import pyarrow as pa
@@ -35,6 +36,7 @@ def correlate(
     rows = []
     for s in samples(table, both, where, by, position):
         row = {"by": by, "by_value": s.by, "x": x, "y": y, "objects": noun, "n": s.n, "dropped": s.dropped, "datasets": s.datasets}
+        row |= dict(zip(("x_name", "y_name"), names or (None, None)))
         row |= _statistics(s, permutations, bootstraps, seed)
         row["warning"] = sentences.correlation_warning(row, s.why_not if permutations else "")
         row["sentence"] = sentences.correlation_sentence(row)
@@ -49,8 +51,8 @@ def _schema(table, by: str | None):
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     text, whole, real = pa.string(), pa.int64(), pa.float64()
     return pa.schema([
-        ("by", text), ("by_value", kind), ("x", text), ("y", text), ("objects", text), ("n", whole), ("dropped", whole), ("datasets", whole),
-        ("x_distinct", whole), ("y_distinct", whole),
+        ("by", text), ("by_value", kind), ("x", text), ("y", text), ("x_name", text), ("y_name", text), ("objects", text),
+        ("n", whole), ("dropped", whole), ("datasets", whole), ("x_distinct", whole), ("y_distinct", whole),
         ("pearson_r", real), ("pearson_p", real), ("pearson_low", real), ("pearson_high", real),
         ("spearman_rho", real), ("spearman_p", real), ("spearman_low", real), ("spearman_high", real), ("slope", real), ("intercept", real),
         ("pearson_p_spatial", real), ("spearman_p_spatial", real), ("spatial_objects", whole), ("warning", text), ("sentence", text),

@@ -25,13 +25,15 @@ def compare_groups(
     permutations: int = 999,
     seed: int = 0,
     position: Sequence[str] = CENTRE,
+    names: Sequence[str] | None = None,
 ):
     """pyarrow.Table, one row for each value of `by`, or one. `ops/statistics.py` says what the columns are."""
     import pyarrow as pa
 
     values = features.value(value, table)
     keep = np.ones(table.num_rows, bool) if where is None else features.evaluate(where, table)
-    second, names = split(table, group, keep)
+    second, found = split(table, group, keep)
+    names = names or found
     rows = []
     for s in samples(table, (second, values), where, by, position):
         row = {"by": by, "by_value": s.by, "value": value, "group_a": names[0], "group_b": names[1], "objects": noun}

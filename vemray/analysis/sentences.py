@@ -11,10 +11,10 @@ ALPHA = 0.05
 #: fewer objects than this are few
 FEW = 10
 _UNITS = {
-    "per_nm": "per nm", "per_nm3": "per nm3", "per_um2": "per um2", "per_um3": "per um3",
-    "nm": "nm", "nm2": "nm2", "nm3": "nm3", "um": "um", "um2": "um2", "um3": "um3",
+    "per_nm": "per nm", "per_nm3": "per nm³", "per_um": "per µm", "per_um2": "per µm²", "per_um3": "per µm³",
+    "nm": "nm", "nm2": "nm²", "nm3": "nm³", "um": "µm", "um2": "µm²", "um3": "µm³",
 }  # fmt: skip
-_UNIT = re.compile(rf"_({'|'.join(sorted(_UNITS, key=len, reverse=True))})$")
+_UNIT = re.compile(rf"(?:_|^(?=per))({'|'.join(sorted(_UNITS, key=len, reverse=True))})$")
 
 
 def plain(value: float) -> str:
@@ -27,13 +27,29 @@ def p_value(p: float) -> str:
     return "below 1e-300" if p < 1e-300 else f"{p:.1e}" if p < 1e-4 else f"{p:.2g}"
 
 
-def words(column: str) -> str:
-    """'surface_to_volume_per_nm' as 'surface to volume (per nm)'; an expression stays as it is."""
+def title(stem: str, unit: str) -> str:
+    """A column's name without its unit, in words: the distances of `distance_to_surface` and its like are columns to_TARGET_nm and nearest_nm."""
+    if not stem:
+        return "number"
+    if unit in ("nm", "um"):
+        stem = "distance_to_the_nearest" if stem == "nearest" else f"distance_{stem}" if stem.startswith("to_") else stem
+    return stem.replace("_", " ")
+
+
+def unit(name: str) -> str:
+    """'nm' of 'radius_nm'; '' where a name says none."""
+    found = _UNIT.search(name)
+    return _UNITS[found[1]] if found else ""
+
+
+def words(column: str, name: str | None = None) -> str:
+    """'surface_to_volume_per_nm' as 'surface to volume (per nm)', with `name` as 'NAME (per nm)'; an expression stays as it is."""
     if not column.isidentifier():
-        return column
-    unit = _UNIT.search(column)
-    name = (column[: unit.start()] if unit else column).replace("_", " ")
-    return f"{name} ({_UNITS[unit[1]]})" if unit else name
+        return name or column
+    found = _UNIT.search(column)
+    if not found:
+        return name or title(column, "")
+    return f"{name or title(column[: found.start()], found[1])} ({_UNITS[found[1]]})"
 
 
 def replicates(n: int, datasets: int) -> str:
@@ -62,12 +78,16 @@ def _dropped(row: Mapping[str, Any]) -> list[str]:
     return [f"{k} row{'s' if k > 1 else ''} without a value {'were' if k > 1 else 'was'} left out."] if k else []
 
 
+def _axis(row: Mapping[str, Any], v: str) -> str:
+    return words(row[v], row.get(v + "_name"))
+
+
 def correlation_warning(row: Mapping[str, Any], why_not: str = "") -> str:
     n = row["n"]
     out = [replicates(n, row["datasets"])]
     if n < FEW:
         out.append(f"There are only {n} objects: the interval is wide, and p rests on assumptions that cannot be checked.")
-    tied = [f"{words(row[v])} has {row[v + '_distinct']} distinct values" for v in "xy" if 0 < row[v + "_distinct"] < n]
+    tied = [f"{_axis(row, v)} has {row[v + '_distinct']} distinct values" for v in "xy" if 0 < row[v + "_distinct"] < n]
     if tied:
         out.append(f"There are ties ({'; '.join(tied)}): p of Spearman's rho is approximate.")
     return " ".join(filter(None, [*out, *_dropped(row), *_spatial_warning(row, n, why_not)]))
@@ -97,10 +117,10 @@ def _with_warning(text: str, row: Mapping[str, Any]) -> str:
 
 
 def correlation_sentence(row: Mapping[str, Any]) -> str:
-    x, y, n, rho = words(row["x"]), words(row["y"]), row["n"], row.get("spearman_rho")
+    x, y, n, rho = _axis(row, "x"), _axis(row, "y"), row["n"], row.get("spearman_rho")
     start = _among(row, n)
     if rho is None:
-        same = [words(row[v]) for v in "xy" if row[v + "_distinct"] == 1]
+        same = [_axis(row, v) for v in "xy" if row[v + "_distinct"] == 1]
         why = "3 or more are needed" if n < 3 else f"all have the same {' and the same '.join(same)}"
         return _with_warning(f"{start}, no correlation of {y} with {x} can be computed: {why}.", row)
     interval = f"95 % CI {rho_text(row['spearman_low'])} to {rho_text(row['spearman_high'])}, " if row.get("spearman_low") is not None else ""

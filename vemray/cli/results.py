@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,29 +45,40 @@ def evaluate(
 
 
 @app.command()
-def report(url: Annotated[str, typer.Argument(help="Folder or s3:// of a finished run.")]) -> None:
-    """Write the HTML report of a run again."""
+def report(
+    url: Annotated[str, typer.Argument(help="Folder or s3:// of a finished run.")],
+    to: Annotated[str | None, typer.Option(help="Folder or s3:// to write it to. Default: OUT/report.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose `report:` says what is shown, instead of the one that was run.")] = None,
+) -> None:
+    """Write the HTML report of a run again, its plots and pictures in 3D also as files beside it."""
+    from vemray.plan.recipe import load_recipe
     from vemray.report import write_report
 
-    say(write_report(url))
+    say(write_report(url, to, load_recipe(recipe).report if recipe else None))
 
 
 @app.command()
 def walkthrough(
     url: Annotated[str, typer.Argument(help="Folder or s3:// of a run, best of one with --keep-all.")],
-    to: Annotated[str, typer.Option(help="Folder or s3:// to write walkthrough.md and its pictures to.")],
+    to: Annotated[str, typer.Option(help="Folder or s3:// to write the page and its pictures to.")],
+    page: Annotated[str, typer.Option(help="Name of the page (Markdown).")] = "walkthrough.md",
+    pictures: Annotated[str, typer.Option(help="Folder of its pictures, seen from the page.")] = "pictures",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe whose words (chapters, reasons, scenes) are shown, instead of those of the one that was run.")
+    ] = None,
     at: Annotated[str | None, typer.Option(help="Point z,y,x in nm that the pictures go through. Default: the middle.")] = None,
     side: Annotated[float, typer.Option(help="Side of the detail around it, nm.")] = 1200.0,
 ) -> None:
-    """Every step of a run with its parameters, the reasons for them and a picture of what came out."""
-    from vemray.report.walkthrough import stops, write
+    """Every step of a run with its parameters, the reasons for them and a picture of what came out, in the chapters of the recipe's comments."""
+    from vemray.plan.recipe import load_recipe
+    from vemray.report.walkthrough import reworded, write_page
     from vemray.run.results import Results
 
     register_operators()
     results = Results(url)
-    point = triple(at, "--at", float) if at else None
-    recipe = results.run["recipe"]
-    say(write(stops(results, point, side), to, recipe["name"], recipe.get("about", "")))
+    if recipe:
+        reworded(results, load_recipe(recipe))
+    say(write_page(results, to, page, pictures, triple(at, "--at", float) if at else None, side))
 
 
 @app.command()
@@ -82,7 +94,10 @@ def picture(
         str | None, typer.Option("--range", help="LOW,HIGH of the colour scale, in the unit shown (default: 2nd to 98th per cent).")
     ] = None,
     colours: Annotated[str, typer.Option("--map", help="Colour map of matplotlib.")] = "viridis",
-    clip: Annotated[list[str], typer.Option("--clip", help="Cut open: x=0.5 (share of the extent) or x=3200nm; y, z likewise. Several.")] = [],  # noqa: B006
+    clip: Annotated[
+        list[str],
+        typer.Option("--clip", help="Cut open: x=0.5 (share of the extent) or x=3200nm; y, z likewise; NAME:x=0.5 cuts one volume. Several."),
+    ] = [],  # noqa: B006
     view: Annotated[str, typer.Option(help="oblique, back, xy, xz or yz")] = "oblique",
     level: Annotated[int | None, typer.Option(min=0, help="Pyramid level (default: the finest of at most 64 million voxels).")] = None,
     size: Annotated[str, typer.Option(help="Width,height in pixels.")] = "1500,1200",

@@ -27,7 +27,7 @@ def _example(rng):
 class Correlate(Analysis):
     """Correlation of two columns, or expressions of columns, over objects: Pearson, Spearman, intervals, and a test that respects spatial dependence.
 
-    Columns, one row, or one for each value of `by`: `by`, `by_value`, `x`, `y`, `objects`; `n`; `dropped` (rows where x or y is missing or
+    Columns, one row, or one for each value of `by`: `by`, `by_value`, `x`, `y`, `x_name`, `y_name` (as given), `objects`; `n`; `dropped` (rows where x or y is missing or
     infinite); `datasets` (that the objects come from); `x_distinct`, `y_distinct` (values); `pearson_r`, `pearson_p`, and the interval of 95 % by
     Fisher's transformation `pearson_low`, `pearson_high`; `spearman_rho`, `spearman_p`, and the percentile bootstrap interval of 95 %
     `spearman_low`, `spearman_high`; `slope` and `intercept` of y on x by least squares; `pearson_p_spatial`, `spearman_p_spatial`,
@@ -50,12 +50,26 @@ class Correlate(Analysis):
     bootstraps: Annotated[int, Field(ge=0, description="draws of the bootstrap interval; 0: no interval")] = 2000
     seed: Annotated[int, Field(ge=0, description="of the permutations and draws")] = 0
     position: Annotated[tuple[str, ...], Field(min_length=1, description="columns of the objects' positions, nm")] = CENTRE
+    names: Annotated[
+        tuple[str, str] | None, Field(description="x and y in words, for the sentence; their units follow. By default their columns'")
+    ] = None
 
     @classmethod
     def examples(cls):
         return [
             cls("volume_nm3", "log(centroid_z_nm)", permutations=19, bootstraps=50),
-            cls("volume_nm3", "centroid_x_nm", "volume_nm3 > 1e7", "part", "mitochondria", 9, 0, 3, ("centroid_z_nm", "centroid_y_nm")),
+            cls(
+                "volume_nm3",
+                "centroid_x_nm",
+                "volume_nm3 > 1e7",
+                "part",
+                "mitochondria",
+                9,
+                0,
+                3,
+                ("centroid_z_nm", "centroid_y_nm"),
+                ("volume", "position"),
+            ),
         ]
 
     def example_inputs(self, rng, shape, spacing):
@@ -63,7 +77,7 @@ class Correlate(Analysis):
 
     def __call__(self, table):
         return correlate(
-            table, self.x, self.y, self.where, self.by, self.objects, self.permutations, self.bootstraps, self.seed, self.position
+            table, self.x, self.y, self.where, self.by, self.objects, self.permutations, self.bootstraps, self.seed, self.position, self.names
         )  # fmt: skip
 
 
@@ -96,13 +110,21 @@ class CompareGroups(Analysis):
     permutations: Annotated[int, Field(ge=0, description="of the test that respects spatial dependence; 0: no test")] = 999
     seed: Annotated[int, Field(ge=0, description="of the permutations")] = 0
     position: Annotated[tuple[str, ...], Field(min_length=1, description="columns of the objects' positions, nm")] = CENTRE
+    names: Annotated[tuple[str, str] | None, Field(description="groups a and b in words, for the sentence. By default the column or condition")] = (
+        None
+    )
 
     @classmethod
     def examples(cls):
-        return [cls(group="part", permutations=19), cls("log(volume_nm3)", "centroid_z_nm > 200", "centroid_x_nm >= 0", "part", "pores", 9, 3)]
+        return [
+            cls(group="part", permutations=19),
+            cls("log(volume_nm3)", "centroid_z_nm > 200", "centroid_x_nm >= 0", "part", "pores", 9, 3, names=("deep", "shallow")),
+        ]
 
     def example_inputs(self, rng, shape, spacing):
         return {"table": _example(rng)}, {}
 
     def __call__(self, table):
-        return compare_groups(table, self.value, self.group, self.where, self.by, self.objects, self.permutations, self.seed, self.position)
+        return compare_groups(
+            table, self.value, self.group, self.where, self.by, self.objects, self.permutations, self.seed, self.position, self.names
+        )  # fmt: skip

@@ -16,6 +16,7 @@ from vemray.errors import InputError, RecipeError, nearest
 from vemray.ops import OPERATORS, build, find, parameters
 from vemray.ops.base import Analysis, ArraySpec, Artefact, ArtefactSpec, BlockOperator, Composite, Filter, Labeller, Measure, Operator, Port
 from vemray.plan.recipe import Recipe
+from vemray.plan.scenes import column_of
 from vemray.plan.sources import Source, TableSource
 
 
@@ -137,7 +138,25 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source | TableSource]) -> Grap
         if not hits:
             raise RecipeError(f"outputs: there is no step '{want}'.{nearest(want, made)}")
         keep += hits
+    _check_report(recipe, specs, nodes)
     return Graph(recipe, dict(sources), nodes, tuple(dict.fromkeys(keep)))
+
+
+def _check_report(recipe: Recipe, specs: Mapping[str, Any], nodes: Mapping[str, Node]) -> None:
+    """Pictures and plots are of what they can show. The columns of a table are known beforehand where it is measured; else the report says it."""
+    scenes = recipe.report.scenes
+    volumes = [(f"report.scenes.{n}", v, ("labels", "mask")) for n, s in scenes.items() for v in s.volumes]
+    for where, ref, kinds in [*volumes, *((where, t, ("table",)) for where, t in recipe.report.used_tables)]:
+        fitting = [n for n, s in specs.items() if (s if isinstance(s, str) else s.kind) in kinds]
+        if ref not in fitting:
+            has = (specs[ref] if isinstance(specs[ref], str) else specs[ref].kind) if ref in specs else "a step of several outputs"
+            raise RecipeError(f"{where} names '{ref}', which is {has}, not {' or '.join(kinds)}.{nearest(ref, fitting)}")
+    colours = [(f"report.scenes.{n}", s.colour) for n, s in scenes.items() if s.colour]
+    for where, text in [*colours, *(("report.distributions", d) for d in recipe.report.distributions)]:
+        table, column = column_of(text)
+        node = nodes.get(table)
+        if hasattr(node and node.op, "column_names") and column not in (known := node.op.column_names("image" in node.inputs)):
+            raise RecipeError(f"{where} names '{text}', but '{table}' has no column '{column}'.{nearest(column, known)}")
 
 
 def _worth_keeping(nodes: Mapping[str, Node]) -> list[str]:

@@ -4,6 +4,7 @@ is an error that names the nearest valid one."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import pydantic
 import yaml
 
 from vemray.errors import RecipeError, nearest
+from vemray.plan.scenes import SceneSpec, column_of, measured
 
 
 class Strict(pydantic.BaseModel):
@@ -40,12 +42,31 @@ class InputSpec(Strict):
 
 
 class ReportSpec(Strict):
-    """What the report shows. Left out: the recipe's one image, every kept label volume, every table of objects."""
+    """What the report shows. Left out: the recipe's one image, every kept label volume, every table of objects; no pictures in 3D.
+    `scenes`: name -> a picture in 3D, `distributions`: TABLE.COLUMN."""
 
     image: str | None = None
     overlays: dict[str, str] = {}
     tables: list[str] | None = None
+    scenes: dict[str, SceneSpec] = {}
+    distributions: list[str] = []
     about: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _files(self):
+        for name in self.scenes:
+            if not name or not name.replace("_", "a").isalnum():
+                raise ValueError(f"scenes: '{name}' cannot be the name of a picture's file: use letters, digits and _")
+        for text in self.distributions:
+            if "." not in text.strip("."):
+                raise ValueError(f"distributions names '{text}': give TABLE.COLUMN")
+        return self
+
+    @property
+    def used_tables(self) -> list[tuple[str, str]]:
+        """(where it is named, table)"""
+        scenes = [(f"report.scenes.{n}", t) for n, s in self.scenes.items() for t in s.tables]
+        return [*(("report.tables", n) for n in self.tables or ()), *scenes, *(("report.distributions", column_of(d)[0]) for d in self.distributions)]
 
 
 def _check_why(name: str, step: dict[str, Any]) -> None:
@@ -68,6 +89,8 @@ class Recipe(Strict):
     steps: dict[str, dict[str, Any]]
     outputs: list[str] | None = None
     report: ReportSpec = ReportSpec()
+    #: first step of a chapter -> its title, and after a line break what is said about it; of a file's comments where it does not say so itself
+    chapters: dict[str, str] = {}
     #: folder that relative paths in the recipe start from
     folder: str = pydantic.Field(default="", exclude=True)
 
@@ -114,6 +137,9 @@ class Recipe(Strict):
             if "op" not in step:
                 raise ValueError(f"step '{name}' has no 'op'")
             _check_why(name, step)
+        for name in self.chapters:
+            if name not in self.steps:
+                raise ValueError(f"chapters names '{name}', which is not a step.{nearest(name, self.steps)}")
         if not self.steps:
             raise ValueError("it has no steps, so there is nothing to run. `vemray ops` lists the operators that a step can name")
         if self.outputs is not None and not self.outputs:
@@ -125,9 +151,11 @@ class Recipe(Strict):
         """What the report shows is there: an input, or a step that is kept."""
         image = [("report.image", self.report.image)] if self.report.image is not None else []
         overlays = [(f"report.overlays.{t}", n) for t, n in self.report.overlays.items()]
-        for where, name in [*image, *overlays, *(("report.tables", n) for n in self.report.tables or ())]:
+        scenes = [(f"report.scenes.{n}", v) for n, s in self.report.scenes.items() for v in s.volumes]
+        tables = self.report.used_tables
+        for where, name in [*image, *overlays, *scenes, *tables]:
             step = name.partition(".")[0]  # step.output: what a step gives is known when it is resolved
-            if where == "report.tables":
+            if (where, name) in tables:
                 if step not in self.steps:
                     raise ValueError(f"{where} names '{name}', which is not a step.{nearest(name, self.steps)}")
             elif name in self.inputs and self.inputs[name].kind == "table":
@@ -136,6 +164,10 @@ class Recipe(Strict):
                 raise ValueError(f"{where} names '{name}', which is neither a step nor an input.{nearest(name, [*self.steps, *self.inputs])}")
             if step in self.steps and self.outputs is not None and step not in {o.partition(".")[0] for o in self.outputs}:
                 raise ValueError(f"{where} names '{name}', which is not kept: add it to 'outputs'")
+        for name, s in self.report.scenes.items():
+            if s.colour and (about := measured(self.steps, column_of(s.colour)[0])) not in s.volumes:
+                if about not in [measured(self.steps, t) for t in s.tables[:-1]]:
+                    raise ValueError(f"report.scenes.{name}: colour {s.colour} is about '{about}', which is not shown: add it to 'show' or 'points'")
         return self
 
 
@@ -167,6 +199,25 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     return data
 
 
+_CHAPTER = re.compile(r"\s*#\s*-{3,}\s*(\S.*?)\s*-{3,}\s*$")
+
+
+def chapters(text: str) -> dict[str, str]:
+    """A recipe's chapters from the comments between its steps: first step -> title, and after a line break the comment lines right below it."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    top, steps = next(((k, v) for k, v in root.value if k.value == "steps"), (None, None)) if isinstance(root, yaml.MappingNode) else (None, None)
+    if not isinstance(steps, yaml.MappingNode):
+        return {}
+    lines, out = text.splitlines(), {}
+    starts = [(k.start_mark.line, k.value) for k, _ in steps.value]
+    for (before, _), (line, name) in zip([(top.start_mark.line, ""), *starts], starts):
+        said = [i for i in range(before, line) if _CHAPTER.match(lines[i])]
+        if said:
+            below = [lines[i].strip().lstrip("# ") for i in range(said[-1] + 1, line) if lines[i].strip().startswith("#")]
+            out[name] = "\n".join([_CHAPTER.match(lines[said[-1]])[1], " ".join(below)]).strip()
+    return out
+
+
 def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
@@ -189,6 +240,8 @@ def load_recipe(source: str | Path | Mapping, sets: list[str] | tuple[str, ...] 
         where, folder = str(path), str(path.resolve().parent)
         data = read_yaml(path, "recipe")
         data.setdefault("name", path.stem)
+        if found := chapters(path.read_text(encoding="utf-8")):
+            data.setdefault("chapters", found)
     _check_keys(data, where)
     for s in sets:
         override(data, s, "steps.NAME.parameter")
@@ -218,6 +271,7 @@ def _said(error: pydantic.ValidationError, data: dict) -> str:
         return f"'vemray: {data.get('vemray')}' is not a version of recipes that is known here. Write 'vemray: 1'."
     if p["type"] == "extra_forbidden":
         model: Any = {"inputs": InputSpec, "report": ReportSpec}.get(str(p["loc"][0]), Recipe) if len(p["loc"]) > 1 else Recipe
+        model = SceneSpec if p["loc"][:2] == ("report", "scenes") else model
         return f"unknown key '{at}'.{nearest(str(p['loc'][-1]), [f for f in model.model_fields if f != 'folder'])}"
     text = f"{at + ': ' if at else ''}{p['msg'].removeprefix('Value error, ')}"
     return text if text[-1] in ".?" else text + "."

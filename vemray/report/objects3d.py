@@ -7,7 +7,7 @@ png, notes = picture(Results("out"), ["cell:0.15", "nucleus", "mitochondria"], c
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from vemray.analysis.mesh import BYTES_PER_FACE, SMOOTH, Mesh, decimate, exposed_faces, mesh_of
 from vemray.errors import InputError, nearest
 from vemray.geometry import Box, Spacing
+from vemray.plan.scenes import check_map, check_view, clipped, column_of, dotted, measured, shown
 from vemray.report.mesh_files import ply, stl
 from vemray.report.pictures import Source
 from vemray.report.precomputed import write_legacy, write_multires
@@ -28,7 +29,8 @@ from vemray.store.volume import open as open_volume
 VOXELS, BYTES = 64_000_000, 2 << 30
 #: triangles in a picture: more than it has pixels would not be seen
 _TRIANGLES = 1_500_000
-_POINT_NM = 60.0
+#: balls in a picture
+_BALLS = 50_000
 
 
 def volume_of(results: Results, name: str):
@@ -123,58 +125,51 @@ def picture(
     level: int | None = None,
     size: tuple[int, int] = (1500, 1200),
     title: str = "",
+    voxels: int = VOXELS,
 ) -> tuple[bytes, list[str]]:
     """(PNG, lines about what was taken).
 
     show     'NAME' or 'NAME:OPACITY', label or mask volumes of the run
     points   'TABLE' or 'TABLE:RADIUS_NM': a ball at every centroid of a table
     colour   'TABLE.COLUMN': colours the objects that the table measures, or its points
-    clip     'x=0.5' (share of the extent), 'x=3200nm': takes away what lies on the camera's side
-    ends     of the colour scale, in the unit shown"""
+    clip     'x=0.5' (share of the extent), 'x=3200nm': takes away what lies on the camera's side; 'NAME:x=0.5' of one volume only
+    ends     of the colour scale, in the unit shown
+    voxels   of the level that is meshed, at most"""
     if not show and not points:
         raise InputError("nothing to show: name label volumes with --show, or tables with --points.")
-    named = [_split(s, 1.0, "--show", lambda o: 0 < o <= 1, "an opacity above 0 and at most 1") for s in show]
-    dots = [_split(s, _POINT_NM, "--points", lambda r: r > 0, "a radius in nm") for s in points]
-    if view not in VIEWS:
-        raise InputError(f"there is no view '{view}'.{nearest(view, VIEWS)} There are: {', '.join(VIEWS)}.")
+    named = [shown(s, "--show") for s in show]
+    dots = [dotted(s, "--points") for s in points]
+    check_view(view)
     volumes = {n: volume_of(results, n) for n, _ in named}
-    table_name, values, scale = _colour(results, colour, ends, colours) if colour else (None, {}, None)
-    measured = _measured(results, table_name) if colour else None
-    if colour and measured not in volumes and table_name not in [n for n, _ in dots]:
-        raise InputError(
-            f"--colour {colour}: nothing that is shown is measured by '{table_name}'. Show it: --show {measured} or --points {table_name}."
-        )
+    steps = results.run["recipe"]["steps"]
+    values, scale = _colour(results, colour, ends, colours) if colour else ({}, None)
+    about = measured(steps, column_of(colour)[0]) if colour else None
+    if colour and about not in volumes and about not in [measured(steps, n) for n, _ in dots]:
+        table = column_of(colour)[0]
+        raise InputError(f"--colour {colour}: nothing that is shown is measured by '{table}'. Show it: --show {about} or --points {table}.")
     notes, layers = [], []
     for name, opacity in named:
-        meshes, at = meshes_of(volumes[name], level)
+        meshes, at = meshes_of(volumes[name], level, voxels=voxels)
         count = sum(len(m.triangles) for m in meshes.values())
         share = min(1.0, _TRIANGLES / len(named) / max(1, count))
         if share < 1:
             meshes = {n: decimate(m, share) for n, m in meshes.items()}
         notes.append(f"{name}: {len(meshes)} objects, {sum(len(m.triangles) for m in meshes.values()):,} triangles, from voxels of {at.spacing}")
-        layers.append(Layer(name, meshes, opacity=opacity, values=values if name == measured else None))
+        layers.append(Layer(_called(name), meshes, opacity=opacity, values=values if name == about else None))
     for name, radius in dots:
         table = _table(results, name)
         columns = [f"centroid_{a}_nm" for a in "zyx"]
         if missing := [c for c in columns if c not in table.column_names]:
             raise InputError(f"--points {name}: the table has no column '{missing[0]}' that would say where its objects lie.")
+        if (every := -(-table.num_rows // _BALLS)) > 1:
+            table = table.take(np.arange(0, table.num_rows, every))
+            notes.append(f"{name}: one of {every} points")
         where = np.stack([table.column(c).to_numpy() for c in columns], axis=1)
-        own = np.array([values.get(int(n), np.nan) for n in table.column("label").to_pylist()]) if name == table_name else None
-        layers.append(Points(name.removesuffix("_table"), where, radius, own))
-    cuts = [_cut(c, view, list(volumes.values()), layers) for c in clip]
+        own = np.array([values.get(int(n), np.nan) for n in table.column("label").to_pylist()]) if colour and measured(steps, name) == about else None
+        layers.append(Points(_called(measured(steps, name)), where, radius, own))
+    names = [n for n, _ in (*named, *dots)]
+    cuts = [_cut(c, view, volumes, dict(zip(names, layers))) for c in clip]
     return render(layers, scale, cuts, view, size, title), notes
-
-
-def _split(text: str, default: float, option: str, allowed, what: str) -> tuple[str, float]:
-    """'NAME' or 'NAME:NUMBER'."""
-    name, colon, number = text.partition(":")
-    try:
-        value = float(number) if colon else default
-    except ValueError:
-        value = math.nan
-    if not name or not (math.isfinite(value) and allowed(value)):
-        raise InputError(f"{option} {text}: give NAME or NAME:NUMBER, the number {what}.")
-    return name, value
 
 
 def _table(results: Results, name: str):
@@ -183,50 +178,31 @@ def _table(results: Results, name: str):
     return results.arrow[name]
 
 
-def _measured(results: Results, table: str) -> str:
-    """Name of the label volume whose objects a table is about: what its step takes as labels, or the step before it does."""
-    steps, seen = results.run["recipe"]["steps"], set()
-    while table in steps and table not in seen:
-        seen.add(table)
-        step = steps[table]
-        if "labels" in step:
-            return step["labels"]
-        before = next((v for v in step.values() if isinstance(v, str) and v in steps and v not in seen), None)
-        if before is None:
-            break
-        table = before
-    return table.removesuffix("_table")
-
-
-def _colour(results: Results, text: str, ends, colours: str) -> tuple[str, dict[int, float], Scale]:
-    import matplotlib
-
-    name, point, column = text.partition(".")
+def _colour(results: Results, text: str, ends, colours: str) -> tuple[dict[int, float], Scale]:
+    name, column = column_of(text, "--colour")
     table = _table(results, name)
-    if not point or column not in table.column_names:
+    if column not in table.column_names:
         raise InputError(f"--colour {text}: '{name}' has no column '{column}'.{nearest(column, table.column_names)} Give TABLE.COLUMN.")
     values = table.column(column).to_numpy(zero_copy_only=False)
     if "label" not in table.column_names or values.dtype.kind not in "fiub":
         raise InputError(f"--colour {text}: objects are coloured by a column of numbers in a table with a column 'label'.")
-    if colours not in matplotlib.colormaps:
-        raise InputError(f"there is no colour map '{colours}'.{nearest(colours, list(matplotlib.colormaps))}")
+    check_map(colours)
     q = quantity(column)
     low, high = ends or (None, None)
-    shown = {int(n): float(v) * q.factor for n, v in zip(table.column("label").to_pylist(), values)}
-    return name, shown, Scale(q.label, colours, low, high)
+    found = {int(n): float(v) * q.factor for n, v in zip(table.column("label").to_pylist(), values)}
+    return found, Scale(q.label, colours, low, high)
 
 
-def _cut(text: str, view: str, volumes: Iterable[Any], layers: Sequence[Layer | Points]) -> Cut:
-    axis, equals, number = text.partition("=")
-    nm = number.endswith("nm")
-    try:
-        value = float(number.removesuffix("nm"))
-    except ValueError:
-        value = math.nan
-    if axis not in ("x", "y", "z") or not equals or not math.isfinite(value) or (not nm and not 0 < value < 1):
-        raise InputError(f"--clip {text}: give an axis and where it is cut, x=0.5 as a share of the extent or x=3200nm.")
+def _called(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cut(text: str, view: str, volumes: Mapping[str, Any], layers: Mapping[str, Layer | Points]) -> Cut:
+    name, axis, value, nm = clipped(text, "--clip")
+    if name and name not in layers:
+        raise InputError(f"--clip {text}: '{name}' is not shown.{nearest(name, layers)}")
     a = "zyx".index(axis)
     if not nm:
-        ends = [e for v in volumes for e in Source.of(v).extent_nm[a]] or [e for p in layers for e in np.asarray(p.positions)[:, a]]
+        ends = [e for v in volumes.values() for e in Source.of(v).extent_nm[a]] or [e for p in layers.values() for e in np.asarray(p.positions)[:, a]]
         value = min(ends) + value * (max(ends) - min(ends))
-    return Cut(axis, value, keep_below=VIEWS[view][0][2 - a] > 0)
+    return Cut(axis, value, VIEWS[view][0][2 - a] > 0, layers[name].name if name else "")

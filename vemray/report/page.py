@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import numpy as np
 
 from vemray.errors import InputError, VemrayError
 from vemray.geometry import Spacing
-from vemray.report import plots
+from vemray.plan.recipe import ReportSpec
+from vemray.report import figures, plots
 from vemray.report.pictures import PALETTE, Source, crowded, data_uri, slice_figure
 from vemray.run.results import Results
 from vemray.store import access
@@ -34,18 +36,25 @@ SHOWN = (
 )
 
 
-def write_report(url: str) -> str:
-    """Write `report/index.html` of the finished run in the folder `url` (local or s3://) and return its URL. InputError if it is not finished."""
+def write_report(url: str, to: str | None = None, spec: ReportSpec | None = None) -> str:
+    """Write `report/index.html` of the finished run in the folder `url` (local or s3://), and its figures as files beside it, and return the page's URL.
+    `to`: another folder than `report`. `spec`: what it shows, instead of what the recipe of the run says. InputError if the run is not finished."""
     results = Results(url)
     if results.state != "done":
         raise InputError(f"the run in {url} is {results.state}, not done: there is no report yet. The same `vemray run` command resumes it.")
-    page = render(results)
-    target = access.join(str(url), "report", "index.html")
+    if spec is not None:
+        results.run["recipe"]["report"] = spec.model_dump(mode="json")
+    folder = to or access.join(str(url), "report")
+    page, files = render(results, access.join(results.url, "tables") if to else "../tables")
+    for name, data in files.items():
+        access.write_bytes(access.join(folder, name), data)
+    target = access.join(folder, "index.html")
     access.write_bytes(target, page.encode())
     return target
 
 
-def render(results: Results) -> str:
+def render(results: Results, tables_at: str = "../tables") -> tuple[str, dict[str, bytes]]:
+    """The page, and its figures as files: name -> bytes. `tables_at`: where its links find the tables."""
     import jinja2
 
     run = results.run
@@ -56,8 +65,15 @@ def render(results: Results) -> str:
     tables = {n: results.arrow[n] for n in chosen if "volume_nm3" in results.arrow[n].column_names}
     composition = _composition(results, chosen, colours)
     pictures = _pictures(shown)
+    drawn = {
+        "scenes": figures.scenes(results, spec.get("scenes") or {}),
+        "statistics": figures.statistics(results, chosen, ROWS),
+        "distributions": figures.distributions(results, spec.get("distributions") or [], SAMPLE),
+    }
+    files = {name: data for found in drawn.values() for f in found for name, data in f.files.items()}
+    files |= composition["files"] if composition else {}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("vemray.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         run=run,
         about=spec.get("about", ""),
         summary=_summary(run, tables, composition),
@@ -65,12 +81,26 @@ def render(results: Results) -> str:
         notes=notes,
         colours=colours,
         composition=composition,
-        statistics=_statistics(results, chosen),
+        **drawn,
+        uri=_uri,
+        tables_at=tables_at,
         classes=[_class(n, t, _colour(run, spec, n, colours)) for n, t in tables.items()],
         evaluation=_evaluation(run),
         recipe=json.dumps(run["recipe"], indent=2),
         bytes=_bytes,
     )
+    return page, files
+
+
+def _uri(png: bytes) -> str:
+    """A PNG as the page holds it: what is large, and so a picture and no plot, as JPEG."""
+    if len(png) < 200_000:
+        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    import io
+
+    from PIL import Image
+
+    return data_uri(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), "JPEG")
 
 
 def _colour(run: Mapping, spec: Mapping, table: str, colours: Mapping[str, str]) -> str:
@@ -137,28 +167,18 @@ def _composition(results: Results, chosen: list[str], colours: Mapping[str, str]
         rows = t.to_pylist()
         percents = [c for c in t.column_names if c.startswith("percent_of_")]
         first = [r for r in rows if r.get(percents[0]) is not None] if percents else []
-        figure = ""
+        figure, files = "", {}
         if first:
             whole = percents[0].removeprefix("percent_of_")
+            files = figures.shares(n, first, percents[0], [colours.get(r["name"], "#999") for r in first]).files
             figure = plots.bars(
                 [r["name"] for r in first],
                 [r[percents[0]] for r in first],
                 [colours.get(r["name"], "#999") for r in first],
                 f"per cent of the {whole}'s volume",
             )
-        return {"name": n, "rows": rows, "percents": percents, "figure": figure}
+        return {"name": n, "rows": rows, "percents": percents, "figure": figure, "files": files}
     return None
-
-
-def _statistics(results: Results, chosen: list[str]) -> list[dict]:
-    """Results in words: every table that carries sentences, with the warning beside each."""
-    out = []
-    for n in chosen:
-        t = results.arrow[n]
-        if "sentence" in t.column_names:
-            rows = [(r["sentence"], r.get("warning") or "") for r in t.slice(0, ROWS).to_pylist() if r["sentence"]]
-            out.append({"name": n, "rows": rows})
-    return out
 
 
 def _class(name: str, table, colour: str) -> dict[str, Any]:

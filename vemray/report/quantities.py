@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vemray.analysis.sentences import title
+
 #: ending of a column's name -> (unit shown, factor)
 _ENDINGS = (
     ("_per_nm3", "1/µm³", 1e9),
@@ -33,9 +35,9 @@ class Quantity:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-def quantity(column: str) -> Quantity:
-    """'surface_to_volume_per_nm' -> surface to volume (1/µm), times 1000."""
+def quantity(column: str, name: str | None = None) -> Quantity:
+    """'surface_to_volume_per_nm' -> surface to volume (1/µm), times 1000. `name`: the title, instead of what the column's name gives."""
     for ending, unit, factor in _ENDINGS:
-        if column.endswith(ending):
-            return Quantity(column.removesuffix(ending).replace("_", " "), unit, factor)
-    return Quantity(column.replace("_", " "))
+        if column.endswith(ending) or (column == ending[1:] and column.startswith("per")):
+            return Quantity(name or title(column[: -len(ending)], ending[1:]), unit, factor)
+    return Quantity(name or title(column, ""))

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from vemray.analysis.mesh import Mesh
-from vemray.errors import InputError, MissingExtra, nearest
+from vemray.errors import InputError, MissingExtra
+from vemray.plan.scenes import check_view
 from vemray.report.pictures import PALETTE, RGB
 from vemray.report.scale import bar_length
 
@@ -34,17 +35,21 @@ VIEWS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] 
 _AXES = {"x": 0, "y": 1, "z": 2}
 #: strips that a cap across the whole picture is made of
 _STRIPS = 3000
+#: balls that are drawn round
+_BALLS = 5000
 #: of objects that have no value
 _GREY: RGB = (185, 185, 185)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A plane across an axis at `at_nm`. What lies on the side of the camera that is cut away: below the plane, or above if `keep_below`."""
+    """A plane across an axis at `at_nm`. What lies on the side of the camera that is cut away: below the plane, or above if `keep_below`;
+    of every layer, or of the one called `layer`."""
 
     axis: str
     at_nm: float
     keep_below: bool = False
+    layer: str = ""
 
     def __post_init__(self):
         if self.axis not in _AXES:
@@ -134,8 +139,7 @@ def render(
 
 
 def draw(layers: Sequence[Layer | Points], scale: Scale | None, cuts: Sequence[Cut], view: str, size: tuple[int, int]) -> _Drawn:
-    if view not in VIEWS:
-        raise InputError(f"there is no view '{view}'.{nearest(view, VIEWS)} There are: {', '.join(VIEWS)}.")
+    check_view(view)
     pv = pyvista()
     found = [a for layer in layers if layer is not None and len(a := _values(layer))]
     ends = scale.ends(np.concatenate(found)) if scale and found else None
@@ -149,7 +153,7 @@ def draw(layers: Sequence[Layer | Points], scale: Scale | None, cuts: Sequence[C
         for layer, colour, order in zip(layers, colours, rank):
             # of caps in one plane the smaller object's is seen: it is cut a hair's breadth later
             apart = float(order) * 3e-4 * max(extent)
-            moved = [replace(c, at_nm=c.at_nm + (apart if c.keep_below else -apart)) for c in cuts]
+            moved = [replace(c, at_nm=c.at_nm + (apart if c.keep_below else -apart)) for c in cuts if c.layer in ("", layer.name)]
             drawn = (_balls if isinstance(layer, Points) else _joined)(pv, layer, colour, scale, ends, moved, max(extent) / _STRIPS)
             if drawn is None:
                 continue
@@ -313,7 +317,8 @@ def _balls(pv, layer: Points, colour: RGB, scale, ends, cuts: Sequence[Cut], fin
         kept &= at <= cut.at_nm if cut.keep_below else at >= cut.at_nm
     if not kept.any():
         return None
-    ball = pv.Sphere(radius=layer.radius_nm, theta_resolution=14, phi_resolution=14)
+    fineness = 14 if kept.sum() <= _BALLS else 6  # of very many balls none is seen closely
+    ball = pv.Sphere(radius=layer.radius_nm, theta_resolution=fineness, phi_resolution=fineness)
     data = pv.PolyData(np.ascontiguousarray(positions[kept, ::-1])).glyph(geom=ball, scale=False, orient=False)
     each = (
         np.tile(np.array(colour, np.uint8), (len(positions), 1)) if layer.values is None else _coloured(np.asarray(layer.values, float), scale, ends)

@@ -6,6 +6,7 @@ are shown in those of `quantities`. The groups' colours can be told apart by col
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -63,9 +64,13 @@ def _shown(values: Sequence[float], q: Quantity) -> np.ndarray:
 
 
 @_styled
-def scatter(x: Sequence[float], y: Sequence[float], x_column: str, y_column: str, text: str = "", colour: str = COLOURS[0]):
-    """y over x with the least-squares line and its 95 % confidence band; `text` is written into the plot, such as "r = -0.61 [-0.70, -0.49]"."""
-    qx, qy = quantity(x_column), quantity(y_column)
+def scatter(
+    x: Sequence[float], y: Sequence[float], x_column: str, y_column: str, text: str = "", colour: str = COLOURS[0],
+    names: Sequence[str | None] = (None, None),
+):  # fmt: skip
+    """y over x with the least-squares line and its 95 % confidence band; `text` is written into the plot, such as "r = -0.61 [-0.70, -0.49]".
+    `names`: of x and y, without units, instead of what the columns' names give."""
+    qx, qy = quantity(x_column, names[0]), quantity(y_column, names[1])
     x, y = _shown(x, qx), _shown(y, qy)
     ok = np.isfinite(x) & np.isfinite(y)
     x, y = x[ok], y[ok]
@@ -115,7 +120,7 @@ def groups(values: Mapping[str, Sequence[float]], column: str, text: str = ""):
         low, middle, high = np.percentile(v, [25, 50, 75])
         a.plot([i, i], [low, high], color="black", linewidth=3, solid_capstyle="butt")
         a.plot(i, middle, "o", color="white", markersize=5, markeredgecolor="black", markeredgewidth=1)
-    a.set_xticks(range(len(shown)), [f"{n}\nn = {len(v)}" for n, v in shown.items()])
+    a.set_xticks(range(len(shown)), [f"{textwrap.fill(str(n), 20)}\nn = {len(v)}" for n, v in shown.items()])
     a.set_xlim(-0.6, len(shown) - 0.4)
     a.set_ylabel(q.label)
     if text:
