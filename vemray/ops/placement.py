@@ -190,7 +190,8 @@ class RandomPlacement(Analysis):
         values = np.array(values, np.float64)
         observed, simulated = values[0], values[1:]
         if len(simulated):
-            low, high = np.percentile(simulated, [2.5, 97.5], axis=0)
+            with np.errstate(invalid="ignore"):  # a ratio is infinite where one label has no points
+                low, high = np.percentile(simulated, [2.5, 97.5], axis=0)
             mean = simulated.mean(axis=0)
             tail = 1 + np.minimum((simulated <= observed).sum(axis=0), (simulated >= observed).sum(axis=0))
             p = np.where(np.isnan(observed), np.nan, np.minimum(1.0, 2 * tail / (len(simulated) + 1)))
