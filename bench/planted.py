@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ SIMULATIONS, LEAST_NM = 999, 120.0
 FORM, RATIO = -0.64, 1.6
 #: name of each class's labels, and in the exact table
 CLASSES = {"cell": "cell", "nucleus": "nucleus", "mitochondria": "mitochondrion", "lysosomes": "lysosome", "pockets": "pocket", "pores": "pore"}
+#: what distances are measured between
+BETWEEN = ("faces", "voxels")
 #: relative error that a volume is allowed
 VOLUME = 0.02
 
@@ -97,22 +100,22 @@ def relations(out: Path, seed: int, nothing: bool) -> dict:
     pq.write_table(exact_pores(scene, Scene.make("pores", seed, COARSE, relations=() if nothing else None), table), pores)
     r = run(relations_recipe(seed, nothing), {"pores": pores}, folder / "run", runner="serial", listeners=(lambda e: None,), report=False)
     form, scores = r.tables["form"].iloc[0], r.tables["scores"].iloc[0]
-    chance, near = (r.tables[name].set_index("statistic").loc["density_ratio"] for name in ("chance", "chance_near"))
-    facts = planted(scene, table)
+    facts, area, profile = planted(scene, table), r.tables["area"].set_index("label"), r.tables["pores_profile"]
+    cut = len(area) == 2  # a nucleus whose smaller lobe is no deeper than the neck has one section
     # sections are numbered by the watershed: the ratio is turned so that it is the smaller lobe's over the larger's
-    area = r.tables["area"].set_index("label")
-    turned = area.area_nm2[1] > area.area_nm2[2]
-    ratio = [chance.observed, chance.interval_low, chance.interval_high]
+    turned = cut and area.area_nm2[1] > area.area_nm2[2]
+    nothing_there = {"observed": np.nan, "interval_low": np.nan, "interval_high": np.nan, "p": np.nan}
+    chance, near = (r.tables[name].set_index("statistic").loc["density_ratio"] if cut else nothing_there for name in ("chance", "chance_near"))
+    ratio = [chance["observed"], chance["interval_low"], chance["interval_high"]]
     ratio = [1 / ratio[0], 1 / ratio[2], 1 / ratio[1]] if turned else ratio
-    profile = r.tables["pores_profile"]
     found = {
         "seed": seed, "mitochondria": int(form.n), "form_p": form.spearman_p_spatial, "form_plain_p": form.spearman_p,
         "rho": form.spearman_rho, "rho_low": form.spearman_low, "rho_high": form.spearman_high, "rho_exact": facts["mitochondria_rank_correlation"],
-        "pores": len(profile), "misplaced": int((profile.to_section_label != np.where(profile.lobe == (1 if turned else 2), 1, 2)).sum()),
-        "scores_p": scores.p_spatial, "scores_plain_p": scores.welch_p, "chance_p": chance.p, "chance_near_p": near.p,
+        "pores": len(profile), "misplaced": int((profile.to_section_label != np.where(profile.lobe == (1 if turned else 2), 1, 2)).sum()) if cut else 0,
+        "scores_p": scores.p_spatial, "scores_plain_p": scores.welch_p, "chance_p": chance["p"], "chance_near_p": near["p"],
         "ratio": ratio[0], "ratio_low": ratio[1], "ratio_high": ratio[2], "ratio_exact": facts["pore_density_ratio"],
     }  # fmt: skip
-    kept.write_text(json.dumps({k: v if isinstance(v, int) else float(v) for k, v in found.items()}, indent=1))
+    kept.write_text(json.dumps({k: v if isinstance(v, int) else math.nan if v is None else float(v) for k, v in found.items()}, indent=1))
     return json.loads(kept.read_text())
 
 
@@ -129,9 +132,10 @@ def truth_recipe(seed: int) -> dict:
         steps[f"{name}_table"] = {"op": "measure", "labels": f"phantom.{name}"}
     for name in ("mitochondria", "lysosomes"):
         steps[f"{name}_surface"] = {"op": "surface", "labels": f"phantom.{name}"}
-        steps[f"{name}_centre"] = {"op": "distance_to_surface", "objects": f"{name}_table", "targets": targets}
-        steps[f"{name}_gap"] = {"op": "surface_distance", "surface": f"{name}_surface", "targets": targets}
-    outputs = [name for name in steps if name.endswith(("_table", "_centre", "_gap"))] + ["objects"]
+        for between in BETWEEN:
+            steps[f"{name}_centre_{between}"] = {"op": "distance_to_surface", "objects": f"{name}_table", "targets": targets, "between": between}
+            steps[f"{name}_gap_{between}"] = {"op": "surface_distance", "surface": f"{name}_surface", "targets": targets, "between": between}
+    outputs = [name for name in steps if name.endswith(("_table", *BETWEEN))] + ["objects"]
     return {"vemray": 1, "name": f"truth-{seed}", "inputs": {}, "steps": steps, "outputs": outputs}
 
 
@@ -155,13 +159,13 @@ def truth(out: Path, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     for name in ("mitochondria", "lysosomes"):
         true = exact[exact["class"] == CLASSES[name]].set_index("label")
         for of, prefix in (("centre", "to"), ("gap", "surface_to")):
-            got = r.tables[f"{name}_{of}"].set_index("label").reindex(true.index)
             for membrane in ("nucleus", "plasma_membrane"):
-                error = (got[f"to_{membrane}_nm"] - true[f"{prefix}_{membrane}_nm"]) / voxel
-                distances.append({
-                    "of": name, "from": "centre" if of == "centre" else "surface", "to": membrane.replace("_", " "), "objects": len(true),
-                    "mean": float(error.mean()), "median": float(error.abs().median()), "largest": float(error.abs().max()),
-                })  # fmt: skip
+                row: dict = {"of": name, "from": "centre" if of == "centre" else "surface", "to": membrane.replace("_", " "), "objects": len(true)}
+                for between in BETWEEN:
+                    got = r.tables[f"{name}_{of}_{between}"].set_index("label").reindex(true.index)
+                    error = (got[f"to_{membrane}_nm"] - true[f"{prefix}_{membrane}_nm"]) / voxel
+                    row[between] = (float(error.mean()), float(error.abs().median()), float(error.abs().max()))
+                distances.append(row)
     return pd.DataFrame(volumes), pd.DataFrame(distances)
 
 
@@ -223,8 +227,7 @@ def page_truth(volumes: pd.DataFrame, distances: pd.DataFrame) -> str:
     }  # fmt: skip
     second = {
         "of": distances["of"], "from its": distances["from"], "to": distances["to"], "objects": distances.objects,
-        "error, mean": [f"{v:+.2f}" for v in distances["mean"]], "size of it, median": [f"{v:.2f}" for v in distances["median"]],
-        "largest": [f"{v:.2f}" for v in distances.largest],
+        **{f"`between: {b}`: mean, median of the size, largest": [f"{m:+.2f}, **{v:.2f}**, {w:.2f}" for m, v, w in distances[b]] for b in BETWEEN},
     }  # fmt: skip
     return markdown(first) + "\n" + markdown(second)
 
