@@ -34,7 +34,7 @@ COARSE = (32.0, 32.0, 32.0)
 #: placements; the least distance of pores in configs/hela.yaml
 SIMULATIONS, LEAST_NM = 999, 120.0
 #: rank correlation of form and distance that the phantom plants, and the ratio of densities: over seeds 1 to 20, docs/phantom.md
-FORM, RATIO = -0.64, 1.6
+FORM, RATIO = -0.58, 1.6
 #: name of each class's labels, and in the exact table
 CLASSES = {"cell": "cell", "nucleus": "nucleus", "mitochondria": "mitochondrion", "lysosomes": "lysosome", "pockets": "pocket", "pores": "pore"}
 #: what distances are measured between
@@ -175,7 +175,11 @@ def markdown(columns: dict[str, list]) -> str:
 
 
 def interval(value, low, high) -> list[str]:
-    return [f"{v:.2f} ({a:.2f} to {b:.2f})" for v, a, b in zip(value, low, high)]
+    return ["one section" if math.isnan(v) else f"{v:.2f} ({a:.2f} to {b:.2f})" for v, a, b in zip(value, low, high)]
+
+
+def figures(values, digits: int = 3) -> list[str]:
+    return ["" if math.isnan(v) else f"{v:.{digits}f}" for v in values]
 
 
 def page_nothing(t: pd.DataFrame) -> str:
@@ -184,8 +188,8 @@ def page_nothing(t: pd.DataFrame) -> str:
     columns = {
         "cell": [*t.seed, f"**p at most {ALPHA}**"],
         "mitochondria": [*t.mitochondria, ""],
-        "rho": [*(f"{v:.2f}" for v in t.rho), ""],
-        **{title: [*(f"{v:.3f}" for v in t[name]), f"**{(t[name] <= ALPHA).sum()} of {len(t)}**"] for name, title in names.items()},
+        "rho": [*figures(t.rho, 2), ""],
+        **{title: [*figures(t[name]), f"**{(t[name] <= ALPHA).sum()} of {len(t)}**"] for name, title in names.items()},
         "pores": [*t.pores, ""],
         "ratio (95 %)": [
             *interval(t.ratio, t.ratio_low, t.ratio_high),
@@ -205,12 +209,12 @@ def page_planted(t: pd.DataFrame) -> str:
     columns = {
         "cell": [*t.seed, "**interval holds it**"],
         "rho (95 %)": [*interval(t.rho, t.rho_low, t.rho_high), f"**planted {FORM}: {holds('rho', FORM).sum()} of {n}**"],
-        "exact rho": [*(f"{v:.2f}" for v in t.rho_exact), f"**{holds('rho', t.rho_exact).sum()} of {n}**"],
-        "p": [*(f"{v:.3f}" for v in t.form_p), f"**{(t.form_p <= ALPHA).sum()} of {n} at most {ALPHA}**"],
+        "exact rho": [*figures(t.rho_exact, 2), f"**{holds('rho', t.rho_exact).sum()} of {n}**"],
+        "p": [*figures(t.form_p), f"**{(t.form_p <= ALPHA).sum()} of {n} at most {ALPHA}**"],
         "ratio (95 %)": [*interval(t.ratio, t.ratio_low, t.ratio_high), f"**planted {RATIO}: {holds('ratio', RATIO).sum()} of {n}**"],
-        "exact ratio": [*(f"{v:.2f}" for v in t.ratio_exact), f"**{holds('ratio', t.ratio_exact).sum()} of {n}**"],
-        "p, placement": [*(f"{v:.3f}" for v in t.chance_p), f"**{(t.chance_p <= ALPHA).sum()} of {n} at most {ALPHA}**"],
-        "p, scores": [*(f"{v:.3f}" for v in t.scores_p), f"**{(t.scores_p <= ALPHA).sum()} of {n} at most {ALPHA}**"],
+        "exact ratio": [*figures(t.ratio_exact, 2), f"**{holds('ratio', t.ratio_exact).sum()} of {n}**"],
+        "p, placement": [*figures(t.chance_p), f"**{(t.chance_p <= ALPHA).sum()} of {n} at most {ALPHA}**"],
+        "p, scores": [*figures(t.scores_p), f"**{(t.scores_p <= ALPHA).sum()} of {n} at most {ALPHA}**"],
     }
     return markdown(columns)
 
