@@ -97,7 +97,7 @@ def mesh_planes(spacing: tuple[float, float, float]) -> tuple[float, float]:
     normals = np.concatenate([np.eye(3), np.stack([z, np.sqrt(1 - z * z) * np.sin(angle), np.sqrt(1 - z * z) * np.cos(angle)], 1)])
     out = []
     for normal in normals:
-        mesh = mesh_of(exposed_faces(grid @ normal < 0.13)[1], Spacing(*spacing), closed=False, origin_nm=tuple(a[0] for a in axes))
+        mesh = mesh_of(exposed_faces(grid @ normal < 0.13)[1], Spacing(*spacing), origin_nm=tuple(a[0] for a in axes))
         corners = mesh.vertices[mesh.triangles]
         corners = corners[np.linalg.norm(corners.mean(axis=1), axis=1) < r]
         across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
