@@ -1,17 +1,22 @@
-"""Writes what the docs print from the code: docs/operators.md and the phantom's pictures. `make docs`."""
+"""Writes what the docs print from the code: docs/operators.md and the phantom's pictures, `make docs`; with --accuracy the table of surface
+areas in docs/accuracy.md instead, which takes most of a minute."""
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from vemray.cli import register_operators
-from vemray.geometry import Box
+from vemray.geometry import Box, Spacing
 from vemray.ops.describe import markdown
 from vemray.phantom import Scene, render, truth_table
 
 HERE = Path(__file__).parent
+#: of the table of areas: poses of a body, radius in coarsest voxels, voxel sizes ZYX
+POSES, RADIUS, SPACINGS = 20, 5, ((1.0, 1.0, 1.0), (4.0, 1.0, 1.0))
 
 
 def operators() -> None:
@@ -66,7 +71,66 @@ def pores() -> None:
     Image.fromarray(np.concatenate([plain, truth.astype(np.uint8), near], axis=1)).save(HERE / "img" / "pores.png", optimize=True)
 
 
+def areas(body: str, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Relative errors of the area of a body in POSES poses: measured on voxels, and of the mesh. The bodies are those of the tests."""
+    sys.path.insert(0, str(HERE.parent))
+    from tests.ops.test_surface import drawn, measured, shapes
+    from vemray.analysis.mesh import exposed_faces, mesh_of
+
+    rng = np.random.default_rng(1)
+    inside, reach, area, *_ = shapes(RADIUS * max(spacing))[body]
+    masks = [drawn(inside, reach, spacing, rng) for _ in range(POSES)]
+    voxels = np.array([measured(mask, spacing)["surface_area_nm2"] for mask in masks])
+    meshes = np.array([mesh_of(exposed_faces(mask, closed=True)[1], Spacing(*spacing)).area_nm2 for mask in masks])
+    return voxels / area - 1, meshes / area - 1
+
+
+def mesh_planes(spacing: tuple[float, float, float]) -> tuple[float, float]:
+    """Least and largest relative error of the mesh of a plane over 60 orientations and the axes: its area over that of its projection."""
+    from vemray.analysis.mesh import exposed_faces, mesh_of
+
+    r = 10 * max(spacing)
+    axes = [np.arange(-1.6 * r, 1.6 * r, s) for s in spacing]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    i = np.arange(60) + 0.5
+    z, angle = i / len(i), np.pi * (1 + 5**0.5) * i
+    normals = np.concatenate([np.eye(3), np.stack([z, np.sqrt(1 - z * z) * np.sin(angle), np.sqrt(1 - z * z) * np.cos(angle)], 1)])
+    out = []
+    for normal in normals:
+        mesh = mesh_of(exposed_faces(grid @ normal < 0.13)[1], Spacing(*spacing), origin_nm=tuple(a[0] for a in axes))
+        corners = mesh.vertices[mesh.triangles]
+        corners = corners[np.linalg.norm(corners.mean(axis=1), axis=1) < r]
+        across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        out.append(np.linalg.norm(across, axis=1).sum() / np.abs((across @ normal).sum()) - 1)
+    return min(out), max(out)
+
+
+def mean_and_spread(errors: np.ndarray) -> str:
+    return f"{100 * errors.mean():+.1f} ({100 * errors.std():.1f})"
+
+
+def from_to(low: float, high: float) -> str:
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def accuracy() -> None:
+    """The table between the two marks of docs/accuracy.md."""
+    from vemray.ops.surface import plane_bias
+
+    names = [f"{'isotropic' if len(set(s)) == 1 else '1:1:4'}, {how}" for s in SPACINGS for how in ("voxels", "mesh")]
+    rows = [["body", *names], ["---"] * (1 + len(names))]
+    for body in ("sphere", "ellipsoid", "torus", "cylinder"):
+        rows.append([body, *(mean_and_spread(e) for s in SPACINGS for e in areas(body, s))])
+    rows.append(["plane, all orientations", *(from_to(*of(s)) for s in SPACINGS for of in (plane_bias, mesh_planes))])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    page = HERE / "accuracy.md"
+    page.write_text(re.sub(r"(<!-- areas -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], page.read_text(), flags=re.S))
+
+
 if __name__ == "__main__":
-    operators()
-    phantom()
-    pores()
+    if "--accuracy" in sys.argv:
+        accuracy()
+    else:
+        operators()
+        phantom()
+        pores()

@@ -1,5 +1,6 @@
 """What the docs show runs as it stands."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import vemray
 from vemray.geometry import Box, Spacing
 from vemray.ops.describe import visible
+from vemray.ops.surface import plane_bias
 from vemray.plan import load_recipe
 from vemray.store.volume import create
 
@@ -48,3 +50,18 @@ def test_the_table_of_operators_is_up_to_date():
     listed = set(re.findall(r"^### `(\w+)`", (ROOT / "docs/operators.md").read_text(), re.M))
     own = {n for n, c in visible().items() if c.__module__.startswith("vemray.")}
     assert listed == own, "run docs/generate.py"
+
+
+def test_the_table_of_areas_is_up_to_date_and_keeps_its_bars():
+    """Its cheapest rows are made again; the others are held against what is wanted."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    table = re.search(r"<!-- areas -->\n(.*?)\n<!-- end -->", (ROOT / "docs/accuracy.md").read_text(), re.S)[1]
+    rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in table.splitlines())}
+    for body, wanted in (("sphere", 2), ("ellipsoid", 2), ("torus", 2), ("cylinder", 5)):
+        assert len(rows[body]) == 4 and all(abs(float(cell.split()[0])) <= wanted for cell in rows[body]), body
+    assert rows["sphere"][:2] == [generate.mean_and_spread(e) for e in generate.areas("sphere", generate.SPACINGS[0])], (
+        "run docs/generate.py --accuracy"
+    )
+    assert rows["plane, all orientations"][::2] == [generate.from_to(*plane_bias(s)) for s in generate.SPACINGS]

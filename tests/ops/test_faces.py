@@ -208,6 +208,29 @@ def test_too_few_faces_for_a_fit():
         assert got["to_m_nm"].to_pylist() == [22.0] and got["to_m_label"].to_pylist() == [9]
 
 
+@pytest.mark.parametrize("spacing", [ISO, (16.0, 8.0, 8.0)])
+def test_distances_between_voxels_are_those_of_smooth_bodies(spacing):
+    """Two balls in some poses: centre of the one to the other, and surface to surface, in voxels. Faces stand out; middles do not."""
+    rng = np.random.default_rng(8)
+    size, error = max(spacing), {"faces": [], "voxels": []}
+    shape = tuple(int(52 * size / s) for s in spacing)
+    grid = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing)), indexing="ij"), -1)
+    for _ in range(8):
+        middle, way = rng.uniform(25, 26, 3) * size, rng.normal(size=3)
+        way *= rng.uniform(27, 28) * size / np.linalg.norm(way)
+        a, b = middle - way / 2, middle + way / 2
+        one, other = (SurfaceOf(m, spec_of(m, spacing)) for m in (np.linalg.norm(grid - p, axis=-1) <= r * size for p, r in ((a, 7.0), (b, 11.0))))
+        at = pa.table({"label": np.array([1], np.uint64), **{f"centroid_{x}_nm": [a[i]] for i, x in enumerate("zyx")}})
+        for between, out in error.items():
+            far = [run(CentreDistances(between=between), {"objects": at, "targets.m": other}, {"targets.m": other.surface_spec})]
+            specs = {"surface": one.surface_spec, "targets.m": other.surface_spec}
+            far.append(run(SurfaceDistances(between=between), {"surface": one, "targets.m": other}, specs))
+            true = np.linalg.norm(b - a) - 11.0 * size - np.array([0.0, 7.0 * size])
+            out.append((np.array([t["to_m_nm"][0].as_py() for t in far]) - true) / size)
+    faces, voxels = (np.mean(e, axis=0) for e in error.values())
+    assert (np.abs(voxels) < [0.3, 0.55]).all() and (np.abs(voxels) < 0.6 * np.abs(faces)).all(), (faces, voxels)
+
+
 def test_equal_distances_and_names():
     """A point halfway between two labels gets the lesser; equal targets give the first name; the grid changes nothing."""
     b = np.zeros((5, 5, 21), np.uint64)

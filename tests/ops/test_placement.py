@@ -7,7 +7,7 @@ from scipy import stats
 from tests.ops.blockwise import SurfaceOf, assert_same, run, spec_of
 from tests.ops.test_faces import ball, points
 from vemray.errors import RecipeError
-from vemray.ops.placement import RandomPlacement, SampleSurface, _mixed_seeds, place
+from vemray.ops.placement import RandomPlacement, SampleSurface, _mixed_seeds, place, ratio_interval
 
 RADIUS = 25
 
@@ -92,10 +92,34 @@ def test_two_sections(sphere):
     rng = np.random.default_rng(5)
     at = on_sphere(rng, 400, middle)
     at = at[(at[:, 0] < middle[0]) | (rng.random(400) < 0.4)]
-    row = judged(halves, at)["density_difference_per_um2", None]
-    half = 2 * np.pi * RADIUS**2 * 1e-6
-    assert row["observed"] == pytest.approx(((at[:, 0] >= middle[0]).sum() - (at[:, 0] < middle[0]).sum()) / half, rel=0.15)
+    seen = judged(halves, at)
+    row, half = seen["density_difference_per_um2", None], 2 * np.pi * RADIUS**2 * 1e-6
+    a, b = (at[:, 0] >= middle[0]).sum(), (at[:, 0] < middle[0]).sum()
+    assert row["observed"] == pytest.approx((a - b) / half, rel=0.15)
     assert row["observed"] < row["low"] and row["p"] == pytest.approx(0.02)
+    ratio = seen["density_ratio", None]
+    assert ratio["observed"] == pytest.approx(a / b, rel=0.15) and ratio["p"] == row["p"] and np.isnan(row["interval_low"])
+    assert ratio["interval_low"] < 0.4 < ratio["interval_high"] < 1, "the planted one"
+
+
+def test_interval_of_a_ratio_holds_the_true_one():
+    """In 95 % of many draws, of independent points and of points that keep apart (as if each drew half the variance)."""
+    rng = np.random.default_rng(9)
+    areas = {1: 3.0e6, 2: 1.0e6}
+
+    def drawn(ratio, regular, n, times):
+        share = ratio * areas[1] / (ratio * areas[1] + areas[2])
+        a = np.rint(rng.normal(n * share, np.sqrt(regular * n * share * (1 - share)), times)) if regular < 1 else rng.binomial(n, share, times)
+        return np.stack([a, n - a], axis=1)
+
+    for true, regular in ((1.0, 1.0), (1.6, 1.0), (0.6, 1.0), (1.6, 0.5)):
+        held = []
+        for observed in drawn(true, regular, 160, 300):
+            low, high = ratio_interval(np.vstack([observed, drawn(1.0, regular, 160, 199)]), areas)
+            held.append(low <= true <= high)
+        assert 0.91 < np.mean(held) < 0.985, (true, regular, np.mean(held))
+    for observed, end, value in (([0, 9], 0, 0.0), ([9, 0], 1, np.inf)):
+        assert ratio_interval(np.array([observed, [5, 4], [3, 6]]), areas)[end] == value
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])

@@ -3,18 +3,24 @@
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.ndimage import center_of_mass
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
+from tests.ops.blockwise import SurfaceOf, spec_of
+from tests.ops.blockwise import run as run_op
+from vemray.analysis.correlation import correlate
 from vemray.errors import InputError
 from vemray.geometry import Box, Grid
+from vemray.ops.faces import SurfaceFaces
+from vemray.ops.placement import RandomPlacement
 from vemray.phantom import Scene, contrast_to_noise, membrane_and_cytosol, object_planes, planted, render, truth_table
 from vemray.phantom.operators import Phantom
 from vemray.phantom.organelles import _radius, tube
 from vemray.phantom.pores import DENSER, HARD_CORE
-from vemray.phantom.surfaces import lobe_of, onto
+from vemray.phantom.surfaces import lobe_of, nucleus_distance, onto
 from vemray.plan import Options
 from vemray.run.api import run
 
@@ -146,6 +152,49 @@ def test_form_of_mitochondria_is_planted_and_can_be_switched_off(tables):
     mito = rows(table, "mitochondrion")
     assert (mito.to_nearest_membrane_nm == np.minimum(mito.to_nucleus_nm, mito.to_plasma_membrane_nm)).all()
     assert facts["mitochondria_rank_correlation"] == pytest.approx(spearmanr(mito.area_nm2 / mito.volume_nm3, mito.to_nearest_membrane_nm)[0])
+
+
+def form_test(table, seed=0, order=None, bootstraps=0):
+    """`correlate` on the exact table; `order`: forms dealt out anew."""
+    mito = rows(table, "mitochondrion")
+    form = mito.surface_to_volume_per_nm.to_numpy()
+    at = {f"centroid_{a}_nm": mito[f"centre_{a}_nm"] for a in "zyx"}
+    t = pa.table({"form": form if order is None else form[order], "far": mito.to_nearest_membrane_nm, **at})
+    return correlate(t, "far", "form", permutations=199, bootstraps=bootstraps, seed=seed).to_pylist()[0]
+
+
+def density_test(scene, voxel=64.0):
+    """`random_placement` of the pores on the two lobes of the nucleus, labelled on a coarse grid."""
+    low = scene.envelope.points.min(0) - 3 * voxel
+    shape = np.ceil((scene.envelope.points.max(0) - low) / voxel).astype(int) + 3
+    grid = low + voxel * np.indices(shape).reshape(3, -1).T
+    inside = nucleus_distance(grid, scene.lobes, scene.waves_nucleus) < 0
+    labels = np.where(inside, 3 - lobe_of(grid, scene.lobes), 0).reshape(shape).astype(np.uint64)  # 1: the smaller lobe
+    surface = SurfaceOf(labels, spec_of(labels, (voxel,) * 3), SurfaceFaces("background"))
+    at = scene.pores[scene.pores[:, 10] > 0, 4:7] - low
+    values = {"objects": pa.table({"label": np.arange(len(at)), **{f"centroid_{a}_nm": at[:, i] for i, a in enumerate("zyx")}}), "surface": surface}
+    found = run_op(RandomPlacement(minimum_nm=HARD_CORE), values, {"surface": surface.surface_spec}).to_pylist()
+    return next(r for r in found if r["statistic"] == "density_ratio")
+
+
+def test_what_is_not_planted_is_not_found(tables):
+    """Of 6 cells at most one by each test; and of 150 in which forms are dealt out anew, 1 in 20."""
+    p = np.array([(form_test(table)["spearman_p_spatial"], density_test(scene)["p"]) for scene, table, _ in tables[()]])
+    assert ((p <= 0.05).sum(0) <= 1).all(), p
+    rng = np.random.default_rng(3)
+    dealt = [form_test(t, i, rng.permutation(len(rows(t, "mitochondrion"))))["spearman_p_spatial"] for _, t, _ in tables[()] for i in range(25)]
+    assert 2 <= (np.array(dealt) <= 0.05).sum() <= 13 and 0.42 < np.mean(dealt) < 0.6
+
+
+def test_what_is_planted_is_found(tables):
+    """Intervals of 95 % hold what is planted: the ratio, and the mean correlation of many cells (docs/phantom.md)."""
+    form = [form_test(table, bootstraps=500) for _, table, _ in tables[None]]
+    density = [density_test(scene) for scene, _, _ in tables[None]]
+    assert sum(r["spearman_p_spatial"] <= 0.05 for r in form) >= 5 and sum(r["p"] <= 0.05 for r in density) >= 5
+    assert sum(r["spearman_low"] <= -0.58 <= r["spearman_high"] for r in form) >= 5
+    assert sum(r["interval_low"] <= DENSER <= r["interval_high"] for r in density) >= 5
+    for r, (_, _, facts) in zip(density, tables[None]):
+        assert r["observed"] == pytest.approx(facts["pore_density_ratio"], rel=0.08)
 
 
 def test_one_relation_at_a_time():

@@ -144,14 +144,16 @@ class RandomPlacement(Analysis):
     distance to the nearest other and to the k nearest; `ripley_l_nm` at each radius (column `radius_nm`), sqrt(K / pi) with
     K = area / (n (n - 1)) times the ordered pairs within the radius (Ripley 1977; larger than by chance: clustered); `density_variance_per_um6`,
     variance of the Gaussian kernel density at the objects; and, on a surface of two labels, `density_difference_per_um2`, objects per
-    area on the lesser label minus those on the greater. Distances are straight lines, as much shorter than along the surface in the simulations as
-    among the objects, so that edges and curvature need no correction. Columns: `observed`, `mean`, `low` and `high` (2.5 and 97.5 per cent
-    of the simulations), `p` (two-sided, by rank: at least 2 / (simulations + 1)), `simulations`, `objects`. Statistics of too few objects
-    are NaN.
+    area on the lesser label minus those on the greater, and `density_ratio`, the one over the other. Distances are straight lines, as much shorter
+    than along the surface in the simulations as among the objects, so that edges and curvature need no correction. Columns: `observed`, `mean`,
+    `low` and `high` (2.5 and 97.5 per cent of the simulations), `p` (two-sided, by rank: at least 2 / (simulations + 1)), `simulations`, `objects`;
+    of the ratio also its interval of 95 %, `interval_low` and `interval_high`: see `ratio_interval` (ops/placement.py). Statistics of too few
+    objects are NaN.
 
     A face takes a point at most once, so two never lie within one face. Random numbers are made from the seed, the simulation and the face:
     they do not depend on the blocks."""
 
+    version = 2
     serves = "step 14: distribution of the pores, against random placement on the envelope"
     ports = (Port("objects", ("table",), doc="with positions, as `measure` gives them"), Port("surface", ("surface",)))
 
@@ -188,12 +190,15 @@ class RandomPlacement(Analysis):
         values = np.array(values, np.float64)
         observed, simulated = values[0], values[1:]
         if len(simulated):
-            low, high = np.percentile(simulated, [2.5, 97.5], axis=0)
+            with np.errstate(invalid="ignore"):  # a ratio is infinite where one label has no points
+                low, high = np.percentile(simulated, [2.5, 97.5], axis=0)
             mean = simulated.mean(axis=0)
             tail = 1 + np.minimum((simulated <= observed).sum(axis=0), (simulated >= observed).sum(axis=0))
             p = np.where(np.isnan(observed), np.nan, np.minimum(1.0, 2 * tail / (len(simulated) + 1)))
         else:
             low = high = mean = p = np.full(len(observed), np.nan)
+        is_ratio = np.array([a == "density_ratio" for a, _ in names[0]])
+        interval = ratio_interval(_counts(placed, areas), areas) if is_ratio.any() and len(simulated) else (np.nan, np.nan)
         rows = {
             "statistic": [a for a, _ in names[0]],
             "radius_nm": np.array([r for _, r in names[0]], np.float64),
@@ -201,6 +206,7 @@ class RandomPlacement(Analysis):
             "mean": mean,
         }
         rows |= {"low": low, "high": high, "p": p, "simulations": np.full(len(p), len(simulated)), "objects": np.full(len(p), n)}
+        rows |= {f"interval_{end}": np.where(is_ratio, value, np.nan) for end, value in zip(("low", "high"), interval)}
         return pa.table(rows)
 
     def _statistics(self, points: Points, areas: dict[int, float]) -> tuple[list[tuple[str, float]], list[float]]:
@@ -224,8 +230,9 @@ class RandomPlacement(Analysis):
             put("ripley_l_nm", float(np.sqrt(sum(areas.values()) * pairs / max(1, n * (n - 1)) / np.pi)), r)
         put("density_variance_per_um6", self._variance(tree, n) if tree else np.nan)
         if len(areas) == 2:
-            one, other = (1e6 * np.count_nonzero(points.label == np.uint64(label)) / area for label, area in sorted(areas.items()))
+            one, other = 1e6 * _counts([points], areas)[0] / list(areas.values())
             put("density_difference_per_um2", one - other if n else np.nan)
+            put("density_ratio", one / other if other else np.inf if one else np.nan)
         return names, values
 
     def _variance(self, tree, n: int) -> float:
@@ -240,6 +247,26 @@ class RandomPlacement(Analysis):
 
 def _mixed_seeds(seed: int, n: int) -> np.ndarray:
     return np.array([_mixed(np.uint64(_mixed(np.uint64(seed)) + np.uint64(s))) for s in range(n)], np.uint64)
+
+
+def _counts(placed: list[Points], areas: dict[int, float]) -> np.ndarray:
+    """(placements, labels): points on each label."""
+    return np.array([[np.count_nonzero(p.label == np.uint64(label)) for label in areas] for p in placed])
+
+
+def ratio_interval(counts: np.ndarray, areas: dict[int, float]) -> tuple[float, float]:
+    """Interval of 95 % of the ratio of two labels' densities, from the points on each: (1 + simulations, 2), the observed ones first.
+
+    log((a + 1/2) / (b + 1/2) / (area_a / area_b)) has about the standard error sqrt(1 / (a + 1/2) + 1 / (b + 1/2)) where points are independent (Gart
+    and Zweifel 1967, Biometrika 54:181). Points that keep apart vary less: the simulations, whose true ratio is 1, say how many standard errors
+    hold 95 % (the studentised bootstrap interval, Davison and Hinkley 1997, Bootstrap Methods and their Application, 5.2). A label without
+    points leaves the interval open on its side."""
+    half = counts + 0.5
+    log_ratio = np.log(half[:, 0] / half[:, 1]) - np.subtract(*np.log(list(areas.values())))
+    error = np.sqrt((1 / half).sum(axis=1))
+    low, high = np.percentile(log_ratio[1:] / error[1:], [2.5, 97.5])
+    a, b = counts[0]
+    return float(np.exp(log_ratio[0] - high * error[0])) if a else 0.0, float(np.exp(log_ratio[0] - low * error[0])) if b else np.inf
 
 
 def _areas(surface: Surface) -> dict[int, float]:
