@@ -120,3 +120,31 @@ def test_own_words_keep_the_unit():
 )
 def test_plain(value, said):
     assert se.plain(value) == said
+
+
+def test_placement_in_words():
+    row = {
+        "statistic": "density_ratio",
+        "observed": 0.62,
+        "mean": 1.0,
+        "low": 0.76,
+        "high": 1.38,
+        "p": 0.01,
+        "simulations": 199,
+        "objects": 176,
+        "what": "pores",
+    }
+    row |= {"interval_low": 0.47, "interval_high": 0.80}
+    names = ("the first section", "the second section")
+    assert se.placement_sentence(row, names, 120.0) == (
+        "Of 176 pores, the first section had 0.62 times as many per area as the second section (95 % interval 0.47 to 0.8); placed at random at least "
+        "120 nm apart it is 0.76 to 1.38 times (p = 0.01, 199 placements): fewer than by chance."
+    )
+    assert "which chance alone gives as well" in se.placement_sentence({**row, "p": 0.2}, names, 0.0)
+    near = {**row, "statistic": "mean_nearest_nm", "observed": 271.0, "mean": 233.0, "low": 222.0, "high": 244.0}
+    assert se.placement_sentence(near, names, 0.0) == (
+        "The nearest of the other 175 pores lay 271 nm away in the mean; placed at random it is 222 to 244 nm (p = 0.01, 199 placements): they lie "
+        "farther apart than by chance."
+    )
+    assert se.placement_sentence({**near, "p": float("nan")}, names, 0.0) == ""
+    assert se.placement_sentence({**near, "statistic": "ripley_l_nm"}, names, 0.0) == ""

@@ -178,3 +178,24 @@ def groups_sentence(row: Mapping[str, Any]) -> str:
             f"are alike (permutation respecting spatial dependence p = {p_value(spatial)})."
         )
     return _with_warning(text, row)
+
+
+def placement_sentence(row: Mapping[str, Any], names: tuple[str, str], apart_nm: float) -> str:
+    """A row of `random_placement`; '' for statistics that say nothing to a reader by themselves, or that too few objects leave undefined."""
+    observed, p, n, objects = row["observed"], row["p"], row["objects"], row["what"]
+    if not (observed == observed and p == p):
+        return ""
+    at_random = f"placed at random{f' at least {plain(apart_nm)} nm apart' if apart_nm else ''}"
+    chance = f"{plain(row['low'])} to {plain(row['high'])}"
+    simulated = f"(p = {p_value(p)}, {row['simulations']} placements)"
+    more = observed > row["mean"]
+    if row["statistic"] == "density_ratio":
+        interval = f" (95 % interval {plain(row['interval_low'])} to {plain(row['interval_high'])})"
+        text = f"Of {n} {objects}, {names[0]} had {plain(observed)} times as many per area as {names[1]}{interval}; {at_random} it is {chance} times"
+        verdict = f": {'more' if more else 'fewer'} than by chance" if p < ALPHA else ", which chance alone gives as well"
+    elif row["statistic"] == "mean_nearest_nm":
+        text = f"The nearest of the other {n - 1} {objects} lay {plain(observed)} nm away in the mean; {at_random} it is {chance} nm"
+        verdict = f": they lie {'farther apart' if more else 'nearer together'} than by chance" if p < ALPHA else ": no different from chance"
+    else:
+        return ""
+    return f"{text} {simulated}{verdict}."

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 from pydantic import Field
 
+from vemray.analysis.sentences import placement_sentence
 from vemray.errors import RecipeError
 from vemray.geometry import Int3
 from vemray.ops.base import Analysis, Port, register
@@ -147,13 +148,13 @@ class RandomPlacement(Analysis):
     area on the lesser label minus those on the greater, and `density_ratio`, the one over the other. Distances are straight lines, as much shorter
     than along the surface in the simulations as among the objects, so that edges and curvature need no correction. Columns: `observed`, `mean`,
     `low` and `high` (2.5 and 97.5 per cent of the simulations), `p` (two-sided, by rank: at least 2 / (simulations + 1)), `simulations`, `objects`;
-    of the ratio also its interval of 95 %, `interval_low` and `interval_high`: see `ratio_interval` (ops/placement.py). Statistics of too few
-    objects are NaN.
+    of the ratio also its interval of 95 %, `interval_low` and `interval_high`: see `ratio_interval` (ops/placement.py); `sentence`, the ratio and the
+    mean distance to the nearest in words. Statistics of too few objects are NaN.
 
     A face takes a point at most once, so two never lie within one face. Random numbers are made from the seed, the simulation and the face:
     they do not depend on the blocks."""
 
-    version = 2
+    version = 3
     serves = "step 14: distribution of the pores, against random placement on the envelope"
     ports = (Port("objects", ("table",), doc="with positions, as `measure` gives them"), Port("surface", ("surface",)))
 
@@ -166,6 +167,11 @@ class RandomPlacement(Analysis):
     radii_nm: Annotated[tuple[float, ...], Field(description="radii of Ripley's L, in nm")] = (100.0, 200.0, 400.0)
     bandwidth_nm: Annotated[float, Field(gt=0, description="standard deviation of the kernel of the density, in nm")] = 100.0
     position: Annotated[str, Field(description="positions are the columns NAME_z_nm, NAME_y_nm, NAME_x_nm")] = "centroid"
+    what: Annotated[str, Field(description="what the objects are, for the sentences")] = "objects"
+    names: Annotated[tuple[str, str], Field(description="the surface's lesser and greater label in words, for the sentence on their densities")] = (
+        "the first section",
+        "the second section",
+    )
 
     @classmethod
     def examples(cls):
@@ -207,6 +213,8 @@ class RandomPlacement(Analysis):
         }
         rows |= {"low": low, "high": high, "p": p, "simulations": np.full(len(p), len(simulated)), "objects": np.full(len(p), n)}
         rows |= {f"interval_{end}": np.where(is_ratio, value, np.nan) for end, value in zip(("low", "high"), interval)}
+        each = [{**{c: v[i] for c, v in rows.items()}, "what": self.what} for i in range(len(names[0]))]
+        rows["sentence"] = [placement_sentence(r, self.names, self.minimum_nm) for r in each]
         return pa.table(rows)
 
     def _statistics(self, points: Points, areas: dict[int, float]) -> tuple[list[tuple[str, float]], list[float]]:
