@@ -19,7 +19,7 @@ from vemray.ops.faces import Surface, area_nm2
 from vemray.ops.patches import Growing, Patches
 
 #: pairs of labels that a block may find: objects have a few neighbours each, noise has any number
-MOST_PAIRS = 1 << 20
+MOST_PAIRS = 1 << 19
 #: faces whose neighbours are sought together
 CHUNK = 1 << 14
 
