@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 RECIPE = Path(__file__).parents[2] / "configs" / "hela.yaml"
 #: of cell 2: ends of both lobes with their pores, mitochondria that are whole, cut, touching, and some resin
 PART = Box((158, 238, 174), (276, 376, 324))
-GRIDS = [(64, 96, 64), (32, 64, 96), (96, 32, 128)]
+GRIDS = [(64, 96, 64), (96, 64, 96), (32, 64, 128)]
 #: whose objects are counted
 VOLUMES = ["nucleus", "mitochondria", "cell", "cytoplasm", "pockets", "pores", "network_pores"]
 
