@@ -1,14 +1,17 @@
 """The whole workflow on synthetic cells: train on some, profile another by configs/hela.yaml, hold it against the truth.
 
 python -m bench.hela OUT --seed 4            (--school 1 2: the cells that the networks learn from)
+python -m bench.hela OUT --seed 3 --shape 512 512 512        (the cell in a volume of that shape, with resin around it)
 
-OUT/cell-N holds cell N and its truth, OUT/model the networks, OUT/profile-N the profile, OUT/score-N.json the figures. What is there
-already is not made again."""
+OUT/cell-N holds cell N and its truth, OUT/model the networks, OUT/profile-N the profile, OUT/score-N.json the figures; of a shape,
+N is 3-512x512x512. What is there already is not made again; with networks in OUT/model the school is not either. Prints the scores, and time and memory of
+the steps that took longest."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -36,19 +39,32 @@ POINTS = 60
 ORGANELLE_STEPS, PORE_STEPS = 900, 1500
 
 
-def cell(out: Path, seed: int, runner) -> Results:
+#: of `cell`: None is the scene's own
+Shape = tuple[int, int, int] | None
+
+
+def named(seed: int, shape: Shape) -> str:
+    return f"{seed}-{'x'.join(map(str, shape))}" if shape else str(seed)
+
+
+def cell(out: Path, seed: int, runner, shape: Shape = None) -> Results:
     """Cell `seed` at 16 nm with its truth, and what a network at 32 nm learns from."""
+    scene = {"preset": "pores", "seed": seed}
+    if shape:  # what does not hold the whole cell is cut where there is nucleus, cytoplasm and resin
+        cut = any(n < m for n, m in zip(shape, Scene.make("pores", seed).shape))
+        scene |= {"shape": list(shape), "around": "envelope" if cut else "cell"}
     steps = {
-        "phantom": {"op": "phantom", "preset": "pores", "seed": seed},
-        "objects": {"op": "phantom_objects", "preset": "pores", "seed": seed},
+        "phantom": {"op": "phantom", **scene},
+        "objects": {"op": "phantom_objects", **scene},
         "em_32": {"op": "downsample", "image": "phantom.em", "factor": [2, 2, 2]},
         **{f"{n}_32": {"op": "downsample", "image": f"phantom.{n}", "factor": [2, 2, 2]} for n in TRUTH},
         "pores_table": {"op": "measure", "labels": "phantom.pores"},
         "pockets_table": {"op": "measure", "labels": "phantom.pockets"},
         "mitochondria_table": {"op": "measure", "labels": "phantom.mitochondria"},
     }
-    recipe = {"vemray": 1, "name": f"cell-{seed}", "inputs": {}, "steps": steps, "outputs": list(steps)}
-    return run(recipe, {}, out / f"cell-{seed}", runner=runner, listeners=(Lines(seconds=10),), report=False)
+    name = f"cell-{named(seed, shape)}"
+    recipe = {"vemray": 1, "name": name, "inputs": {}, "steps": steps, "outputs": list(steps)}
+    return run(recipe, {}, out / name, runner=runner, listeners=(Lines(seconds=10),), report=False)
 
 
 def whole(results: Results, name: str) -> np.ndarray:
@@ -96,9 +112,9 @@ def _trained(model: Path, recipe: dict) -> Path:
     return model
 
 
-def painted(out: Path, seed: int, r: Results) -> Path:
+def painted(out: Path, seed: int, r: Results, shape: Shape = None) -> Path:
     """Some points of resin and of the cell, as a person would set them: far and wide, then along the outline, where the first forest errs."""
-    target = out / f"painted-{seed}.zarr"
+    target = out / f"painted-{named(seed, shape)}.zarr"
     if not target.exists():
         rng = np.random.default_rng([seed, 11])
         inside = whole(r, "cell_32")
@@ -109,22 +125,22 @@ def painted(out: Path, seed: int, r: Results) -> Path:
         for name, side in (("resin", ~inside), ("cell", inside)):
             for where in (depth > 3, (depth > 1) & (depth <= 3)):
                 at = np.argwhere(side & where)
-                rows += [",".join(map(str, p)) + f",{name}" for p in at[rng.choice(len(at), POINTS, replace=False)]]
-        table = out / f"painted-{seed}.csv"
+                rows += [",".join(map(str, p)) + f",{name}" for p in at[rng.choice(len(at), min(POINTS, len(at)), replace=False)]]
+        table = out / f"painted-{named(seed, shape)}.csv"
         table.write_text("\n".join(rows) + "\n")
         annotate(str(table), str(target), open_volume(r.volumes["phantom.em"].url, level=1), ("resin", "cell"))
     return target
 
 
-def profile(out: Path, seed: int, r: Results, models: dict[str, Path], runner, keep_all: bool = False) -> Results:
+def profile(out: Path, seed: int, r: Results, models: dict[str, Path], runner, keep_all: bool = False, shape: Shape = None) -> Results:
     from vemray.plan.recipe import load_recipe
     from vemray.report.walkthrough import everything
 
     recipe = load_recipe(RECIPE, [f"steps.{step}.model={path}" for step, path in models.items()])
-    volumes = {"em": r.volumes["phantom.em"].url, "cell_painted": str(painted(out, seed, r))}
+    volumes = {"em": r.volumes["phantom.em"].url, "cell_painted": str(painted(out, seed, r, shape))}
     return run(
-        everything(recipe) if keep_all else recipe, volumes, out / f"profile-{seed}", runner=runner, listeners=(Lines(seconds=10),),
-        dataset=f"cell-{seed}", options=Options(),
+        everything(recipe) if keep_all else recipe, volumes, out / f"profile-{named(seed, shape)}", runner=runner, listeners=(Lines(seconds=10),),
+        dataset=f"cell-{named(seed, shape)}", options=Options(),
     )  # fmt: skip
 
 
@@ -143,25 +159,59 @@ def score(p: Results, r: Results, runner) -> dict:
     return out
 
 
+def costs(p: Results, most: int = 15) -> str:
+    """Time and memory by step, longest first, the parts of a composite together, as Markdown. Resident memory is the most that a process that ran
+    blocks of the step had held so far: Python and what earlier steps left are in it. Declared is what blocks of the step may add."""
+    stages = {s["key"]: s for s in p.run["stages"] if "key" in s}.values()  # a resumed run lists a stage again under what it was measured with
+    steps: dict[str, np.ndarray] = {}
+    for s in stages:
+        name, now = s["name"].split(".")[0], np.array([s["seconds"], s["peak_bytes"] / 1e9, s["memory_bytes"] / 1e9])
+        was = steps.get(name, np.zeros(3))
+        steps[name] = np.array([was[0] + now[0], *np.maximum(was[1:], now[1:])])
+    rows = sorted(steps.items(), key=lambda row: -row[1][0])
+    total, voxels = sum(v[0] for v in steps.values()), math.prod(p.volumes["nucleus"].shape)
+
+    def line(name: str, values) -> str:
+        seconds = sum(v[0] for v in values)
+        return f"| {name} | {seconds:.1f} | {seconds / total:.0%} | {max(v[1] for v in values):.2f} | {max(v[2] for v in values):.2f} |"
+
+    lines = ["| step | seconds | of all | resident GB, at most | declared GB |", "|---|---|---|---|---|"]
+    lines += [line(n, [v]) for n, v in rows[:most]] + ([line(f"{len(rows) - most} others", [v for _, v in rows[most:]])] if len(rows) > most else [])
+    lines += [
+        line(f"all {len(rows)}", list(steps.values())),
+        "",
+        f"{voxels:,} voxels, {voxels / total / 1e6:.2f} Mvoxel/s, {p.run['workers']} workers",
+    ]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     a = argparse.ArgumentParser(prog="python -m bench.hela", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("out", type=Path)
     a.add_argument("--seed", type=int, default=4)
     a.add_argument("--school", type=int, nargs="+", default=[1, 2])
     a.add_argument("--keep-all", action="store_true", help="keep every step's output, for `vemray walkthrough`")
+    a.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="voxels of 16 nm; default: those of the scene")
     o = a.parse_args(argv)
-    out = o.out.resolve()
+    out, shape = o.out.resolve(), tuple(o.shape) if o.shape else None
     runner = RayRunner()
     t0 = time.time()
-    school = [cell(out, s, runner) for s in o.school]
-    mine = cell(out, o.seed, runner)
+    trained = all((out / "model" / f"{n}.vemray").exists() for n in ("hela", "pores"))
+    school = [] if trained else [cell(out, s, runner) for s in o.school]
+    mine = cell(out, o.seed, runner, shape)
     models = {"probability": organelle_network(out, school, o.school), "pore_probability": pore_network(out, school, o.school)}
     t1 = time.time()
-    p = profile(out, o.seed, mine, models, runner, o.keep_all)
-    figures = {"seed": o.seed, "seconds": round(time.time() - t1, 1), "prepared_in": round(t1 - t0, 1), **score(p, mine, runner)}
+    p = profile(out, o.seed, mine, models, runner, o.keep_all, shape)
+    figures = {
+        "seed": o.seed,
+        "shape": p.volumes["nucleus"].shape,
+        "seconds": round(time.time() - t1, 1),
+        "prepared_in": round(t1 - t0, 1),
+        **score(p, mine, runner),
+    }
     figures["stages"] = [{k: s.get(k) for k in ("name", "seconds", "peak_bytes", "memory_bytes")} for s in p.run["stages"]]
-    (out / f"score-{o.seed}.json").write_text(json.dumps(figures, indent=1))
-    sys.stdout.write(json.dumps({k: v for k, v in figures.items() if k != "stages"}, indent=1) + "\n")
+    (out / f"score-{named(o.seed, shape)}.json").write_text(json.dumps(figures, indent=1))
+    sys.stdout.write(json.dumps({k: v for k, v in figures.items() if k != "stages"}, indent=1) + "\n\n" + costs(p) + "\n")
     runner.close()
     return 0
 

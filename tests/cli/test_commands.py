@@ -172,6 +172,16 @@ def test_options_that_cannot_be(call, em, recipe, tmp_path, extra, says):
     assert code == 2 and says in one_line(err)
 
 
+def test_what_fits_in_python_fits_on_the_command_line(call, em, recipe, tmp_path):
+    from dataclasses import asdict
+
+    from vemray.plan import Options
+
+    assert call("run", recipe, "--volume", em, "--out", tmp_path / "out", "--runner", "serial")[0] == 0
+    given = json.loads((tmp_path / "out" / "run.json").read_text())["options"]
+    assert given == {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(Options()).items()}
+
+
 @pytest.mark.parametrize("size", ["nan", "inf", "0", "-8", "8nm", "8,8", "0.008", "5000"])
 def test_voxel_sizes_that_cannot_be(call, tmp_path, size):
     np.save(tmp_path / "a.npy", np.zeros((4, 4, 4), np.uint8))

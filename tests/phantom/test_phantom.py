@@ -44,6 +44,17 @@ def test_the_same_cell_at_another_voxel_size(demo):
         assert a == pytest.approx(b, rel=0.02), name
 
 
+def test_a_volume_larger_than_the_scene_has_the_whole_cell_in_resin(demo):
+    scene, whole = demo
+    grown = tuple(n + m for n, m in zip(scene.shape, (60, 40, 20)))
+    larger = Scene.make("demo", 1, shape=grown)
+    around = render(larger, Box((0, 0, 0), (30, *grown[1:])))
+    assert not around["cell"].any() and around["em"].mean() > 190
+    inner = render(larger, Box((30, 20, 10), tuple(n - m for n, m in zip(grown, (30, 20, 10)))))
+    for name in ("cell", "nucleus", "mitochondria"):
+        np.testing.assert_array_equal(inner[name], whole[name])
+
+
 def test_truth_is_consistent(demo):
     scene, whole = demo
     table = truth_table(scene).to_pandas()

@@ -112,15 +112,15 @@ def demo(folder: Path) -> tuple[dict, np.ndarray, float]:
 
 
 def fib25(folder: Path) -> tuple[dict, np.ndarray, float]:
-    """configs/fib25.yaml on a part of the real volume where it is at hand, else on the phantom."""
+    """configs/fib25.yaml on a part of the real volume where it is at hand, else on the phantom, whose membranes part little: more of it, coarser."""
     recipe = yaml.safe_load((CONFIGS / "fib25.yaml").read_text())
     data = os.environ.get("VEMRAY_TEST_DATA")
     if data and (file := Path(data) / "fib25" / "fib25_training_sample2.npz").exists():
         return recipe, np.load(file)["image"][70:160, 20:130, 100:200], 10.0
     from vemray.phantom import Scene, render
 
-    scene = Scene.make("demo", 1, (10.0, 10.0, 10.0), (90, 110, 100))
-    return recipe, render(scene, Box.of(scene.shape))["em"], 10.0
+    scene = Scene.make("demo", 1, (32.0, 32.0, 32.0), (90, 110, 100))
+    return recipe, render(scene, Box.of(scene.shape))["em"], 32.0
 
 
 CASES = {f.__name__: f for f in (every_kind, objects, demo, fib25)}

@@ -26,7 +26,7 @@ class Options:
 
     block: Int3 = (256, 256, 256)
     chunk: Int3 = (64, 64, 64)
-    memory_bytes: int = 2_000_000_000  # of one task
+    memory_bytes: int = 2_000_000_000  # of one task, as the command line has it
 
     def __post_init__(self):
         if any(b % c for b, c in zip(self.block, self.chunk)):
