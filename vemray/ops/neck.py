@@ -70,14 +70,15 @@ class Neck(Measure):
     """The plane that cuts a body at its neck, where two lobes meet: the cleavage furrow of a nucleus. All set voxels are one body.
 
     The square root of the area that planes of one direction cut out of a convex body is a concave function of their place (Brunn and Minkowski).
-    Its concave hull is what a convex body would have there. Of planes of 500 directions that leave each side `least_share` of the volume, the one is
-    taken whose area is the least share of that, the `ratio`. A neck is found so even if the smaller lobe is nowhere wider than it, or not deeper.
+    Its concave hull is what a convex body would have there. Of planes of 500 directions that leave each side `least_share` of the volume, the one
+    is taken whose area is the least share of that, the `ratio`. A neck is found so even if the smaller lobe is nowhere wider than it, or not
+    deeper.
 
-    A table of one row, or none without voxels: a point of the plane (nm, as in all tables), its unit normal, from the larger side 1 to the smaller 2;
-    `cut_area_nm2`; `ratio` of that area to a convex body's, 1 for a body without a neck; `waist_ratio` of it to the smaller of the largest areas on both
-    sides, 1 if nothing beyond the plane is wider; the volumes of both sides. `sections_at_neck` cuts by it. Directions are 7 degrees apart, so that the
-    plane is tilted by up to 5. Voxels are taken from a lattice of about `voxel_nm`; areas are averaged over two of its steps to either side (or over a
-    256th of the volume's diagonal, if that is more): of a neck 20 steps wide the area comes out 10 to 20 % too large."""
+    A table of one row, or none without voxels: a point of the plane (nm, as in all tables), its unit normal, from the larger side 1 to the smaller
+    2; `cut_area_nm2`; `ratio` of that area to a convex body's, 1 for a body without a neck; `waist_ratio` of it to the smaller of the largest areas
+    on both sides, 1 if nothing beyond the plane is wider; the volumes of both sides. `sections_at_neck` cuts by it. Directions are 7 degrees apart,
+    so that the plane is tilted by up to 5. Voxels are taken from a lattice of about `voxel_nm`; areas are averaged over two of its steps to either
+    side (or over a 256th of the volume's diagonal, if that is more): of a neck 20 steps wide the area comes out 10 to 20 % too large."""
 
     serves = "step 15: the nucleus in two sections at its cleavage furrow"
     ports = (Port("labels", ("labels", "mask"), doc="the body; objects that are not of it are left out before, by `filter_objects`"),)
@@ -187,9 +188,9 @@ def _hulls(areas, roots, hulls):
 class SectionsAtNeck(Filter):
     """A body cut in two at the plane that `neck` found: 1 on the larger side, and on the plane, 2 on the smaller.
 
-    A body without a neck stays one section, 1: where the table's `ratio` is above `most_ratio`, or it has no row. Convex bodies have a ratio above 0.95,
-    two balls that overlap 0.4 to 0.7, a nucleus with dents but no neck 0.9. What is cut need not be what the neck was found on, only lie in the same
-    place. `sections` cuts by hand."""
+    A body without a neck stays one section, 1: where the table's `ratio` is above `most_ratio`, or it has no row. Convex bodies have a ratio above
+    0.95, two balls that overlap 0.4 to 0.7, a nucleus with dents but no neck 0.9. What is cut need not be what the neck was found on, only lie in
+    the same place. `sections` cuts by hand."""
 
     serves = "step 15: the nucleus in two sections at its cleavage furrow"
     ports = (Port("labels", ("labels", "mask"), doc="what is cut; 0 stays 0"), Port("neck", ("table",), doc="of `neck`"))
