@@ -64,9 +64,8 @@ def relations_recipe(seed: int, nothing: bool) -> dict:
             "y": "surface_to_volume_per_nm",
             "where": "not touches_border",
         },
-        "depth": {"op": "distance_in_objects", "labels": "nucleus"},
-        "depth_smooth": {"op": "gaussian", "image": "depth", "sigma_nm": 64},
-        "sections": {"op": "watershed", "image": "depth_smooth", "within": "nucleus", "invert": True, "regions": 2},
+        "neck": {"op": "neck", "labels": "nucleus"},
+        "sections": {"op": "sections_at_neck", "labels": "nucleus", "neck": "neck"},
         "sections_surface": {"op": "surface", "labels": "sections", "towards": "background"},
         "section": {"op": "distance_to_surface", "objects": "pores", "targets": {"section": "sections_surface"}},
         "area": {"op": "surface_area", "surface": "sections_surface", "objects": "section", "label_column": "to_section_label"},
@@ -101,9 +100,8 @@ def relations(out: Path, seed: int, nothing: bool) -> dict:
     r = run(relations_recipe(seed, nothing), {"pores": pores}, folder / "run", runner="serial", listeners=(lambda e: None,), report=False)
     form, scores = r.tables["form"].iloc[0], r.tables["scores"].iloc[0]
     facts, area, profile = planted(scene, table), r.tables["area"].set_index("label"), r.tables["pores_profile"]
-    cut = len(area) == 2  # a nucleus whose smaller lobe is no deeper than the neck has one section
-    # sections are numbered by the watershed: the ratio is turned so that it is the smaller lobe's over the larger's
-    turned = cut and area.area_nm2[1] > area.area_nm2[2]
+    cut = len(area) == 2  # a nucleus without a neck has one section
+    turned = cut  # the larger section is the first: the ratio is turned so that it is the smaller lobe's over the larger's
     nothing_there = {"observed": np.nan, "interval_low": np.nan, "interval_high": np.nan, "p": np.nan}
     chance, near = (r.tables[name].set_index("statistic").loc["density_ratio"] if cut else nothing_there for name in ("chance", "chance_near"))
     ratio = [chance["observed"], chance["interval_low"], chance["interval_high"]]

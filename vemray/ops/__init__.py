@@ -22,6 +22,7 @@ from vemray.ops import (  # noqa: F401
     logic,
     measure,
     membrane,
+    neck,
     neighbourhood,
     objects,
     objects_morphology,

@@ -27,7 +27,7 @@ class Sections(Filter):
     Positions are in nm as in tables: `centroid_z_nm` and the like, or what a viewer shows in the volume's own frame. A voxel belongs where its
     centre lies. The cut goes through all objects alike and says nothing of which object a voxel is of: `label_parts` of the objects `within` the
     sections gives each part a label of its own, `mask_labels` before it leaves one object alone. For a surface without the cut, take
-    `surface` of the sections `towards: background`. `watershed` with `regions: 2` on the depth finds the cut by itself."""
+    `surface` of the sections `towards: background`. `neck` and `sections_at_neck` find the plane by themselves."""
 
     serves = "step 15: the nucleus in two sections, cut by hand"
     ports = (Port("labels", ("labels", "mask"), doc="what is cut; 0 stays 0"),)

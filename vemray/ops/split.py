@@ -137,7 +137,7 @@ class SplitObjects(Composite):
     Pieces of an object that do not touch become objects of their own. With `where` only objects for which a condition on their
     `measure`d features holds are split; the others stay whole. All are numbered anew, 1..N in raster order."""
 
-    serves = "step 13: large ones split; step 15: the nucleus cut at its neck"
+    serves = "step 13: large ones split"
     ports = (LABELS,)
 
     height_nm: Annotated[

@@ -31,8 +31,8 @@ class Watershed(Labeller):
     Without markers, regions whose depth (lowest saddle minus minimum) is at most `height` are joined to the neighbour beyond their lowest
     saddle, shallowest saddles first: h-minima by persistence; labels are 1..N in raster order. With markers, each marker is one
     region and keeps its id; what reaches no marker gets 0. With `regions` only the so many most persistent ones of the whole volume are
-    left (each part that touches no other keeps at least one; of equally persistent ones that are one too many none stays): a nucleus cut in two
-    at its neck is `regions: 2` on its distance map. With `within` no region passes from one object to another. Values are compared as float32. Smooth whole-number images
+    left (each part that touches no other keeps at least one; of equally persistent ones that are one too many none stays); `neck` finds where
+    to cut one body in two. With `within` no region passes from one object to another. Values are compared as float32. Smooth whole-number images
     first: on a plateau the voxel first in raster order takes all. Whole-array oracle: skimage.segmentation.watershed, equal on distinct values."""
 
     serves = "instances"
