@@ -147,6 +147,7 @@ def profile(out: Path, seed: int, r: Results, models: dict[str, Path], runner, k
 def score(p: Results, r: Results, runner) -> dict:
     """The figures that the workflow is judged by."""
     out: dict = {}
+    truth_of: dict[str, tuple[int, int]] = {}
     for name, within in (("pockets", 60.0), ("pores", 60.0), ("network_pores", 60.0)):
         if name in p.volumes:
             truth = "phantom.pockets" if name == "pockets" else "phantom.pores"
@@ -155,7 +156,11 @@ def score(p: Results, r: Results, runner) -> dict:
         got = evaluate(p.volumes[name].url, r.volumes[f"phantom.{name}"].url, runner=runner)
         v = got["voxels"]
         out[name] = {"f1": got["objects"][0]["f1"], "dice": v["dice"], "volume_ratio": v["predicted_voxels"] / v["true_voxels"]}
+        truth_of[name] = v["true_voxels"], v["predicted_voxels"]
         out[name]["matched"], out[name]["predicted"], out[name]["true"] = (got["objects"][0][k] for k in ("matched", "predicted", "true"))
+    for name in ("mitochondria", "nucleus"):
+        true, got = (100 * a / b for a, b in zip(truth_of[name], truth_of["cell"]))
+        out[name] |= {"per_cent_of_cell": got, "true_per_cent_of_cell": true}
     return out
 
 
