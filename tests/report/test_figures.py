@@ -209,6 +209,12 @@ def test_colours_of_what_is_not_shown_are_refused():
 
 
 def test_what_a_table_is_about():
+    sampled = {
+        "outline": {"op": "surface", "labels": "a"},
+        "spots": {"op": "sample_surface", "surface": "outline"},
+        "both": {"op": "join", "tables": {"s": "spots"}},
+    }
+    assert measured(sampled, "both") == measured(sampled, "spots") == "spots" and measured(sampled, "outline") == "a"
     assert [measured(STEPS, t) for t in ("cells_table", "density", "profile", "points_table")] == ["cells", "cells", "cells", "points"]
     assert clipped("a:x=3200nm") == ("a", "x", 3200.0, True) and set(VIEWS) == set(scenes3d.VIEWS)
     words = SceneSpec(show=["a"], range=(0, 2), level=1, title="a b").command("run", "o.png")

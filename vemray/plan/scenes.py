@@ -67,6 +67,8 @@ def measured(steps: Mapping[str, Mapping[str, Any]], table: str) -> str:
     while table in steps and table not in seen:
         seen.add(table)
         step = steps[table]
+        if step.get("op") == "sample_surface":
+            return table  # points of its own, that are no objects of the surface
         if "labels" in step:
             return step["labels"]
         inputs = [v for k, given in step.items() if k not in ("op", "why") for v in (given.values() if isinstance(given, Mapping) else [given])]
