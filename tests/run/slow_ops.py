@@ -62,9 +62,9 @@ class Failing(Filter):
 class CountedInfer(InferTiles):
     """A real network in a real actor; each block leaves a line in the file VEMRAY_TEST_COUNT names."""
 
-    def __call__(self, image, histogram=None, *, site):
+    def __call__(self, *arrays, site):
         note(site)
-        return super().__call__(image, histogram, site=site)
+        return super().__call__(*arrays, site=site)
 
     __hash__ = InferTiles.__hash__
 

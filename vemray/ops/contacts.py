@@ -11,7 +11,7 @@ from numba import njit
 from pydantic import Field
 
 from vemray.errors import RecipeError
-from vemray.geometry import ArtefactSpec, Box
+from vemray.geometry import ArtefactSpec, Box, Int3
 from vemray.ops.base import Port, Site, register
 from vemray.ops.face_distance import SurfaceReader, face_chunks
 from vemray.ops.face_tree import ANY, FAN, OTHER, _to_face, squared, wanted
@@ -19,7 +19,7 @@ from vemray.ops.faces import Surface, area_nm2
 from vemray.ops.patches import Growing, Patches
 
 #: pairs of labels that a block may find: objects have a few neighbours each, noise has any number
-MOST_PAIRS = 1 << 19
+MOST_PAIRS = 1 << 20
 #: faces whose neighbours are sought together
 CHUNK = 1 << 14
 
@@ -192,6 +192,9 @@ class ContactSites(SurfaceReader):
     @classmethod
     def examples(cls):
         return [cls(8.0), cls(0.0)]
+
+    def block_shape(self, shape: Int3, block: Int3, chunk: Int3) -> Int3:
+        return (max(block[0] // 2 // chunk[0] * chunk[0], chunk[0]), *block[1:])  # half of it: pairs need room beside the faces
 
     def fixed_memory(self) -> int:
         return super().fixed_memory() + 300 * MOST_PAIRS
