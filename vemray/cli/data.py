@@ -17,6 +17,7 @@ from vemray.cli.options import (
     app,
     listeners,
     options,
+    pair,
     register_operators,
     say,
     triple,
@@ -107,3 +108,35 @@ def train(
     progress = lambda e: sys.stderr.write(" ".join(f"{k} {v}" for k, v in e.items()) + "\n")  # noqa: E731
     result = run(load(recipe, sets), progress, overwrite)
     say(str(result))
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="MODEL.vemray")],
+    target: Annotated[Path, typer.Argument(help="OUT.czann (ZEISS) or OUT.onnx.")],
+    grey: Annotated[
+        str | None,
+        typer.Option("--grey", help="LOW,HIGH: for .czann, grey values that are 0 and 1 to a network normalised by each volume's histogram."),
+    ] = None,
+    bits: Annotated[int, typer.Option("--bits", min=8, max=16, help="For .czann: of the images that it is for, 8 or 16.")] = 8,
+    tile: Annotated[int | None, typer.Option("--tile", min=1, help="For .czann: edge of the tile that it takes (default: 1024; 3D: 128).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+) -> None:
+    """A model in another format, for other programs to run."""
+    from vemray.errors import InputError
+    from vemray.models.files import load, save_czann, save_onnx
+
+    if target.suffix not in (".czann", ".onnx"):
+        raise InputError(f"'{target}': models of type '{target.suffix}' are not written. Known: .czann, .onnx.")
+    if target.suffix == ".onnx" and (grey or tile or bits != 8):
+        raise InputError("--grey, --bits and --tile are for .czann: an .onnx keeps the model's own normalisation and takes tiles of any size.")
+    if bits not in (8, 16):
+        raise InputError(f"--bits {bits}: 8 or 16.")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists: --overwrite replaces it.")
+    network = load(model)
+    if target.suffix == ".onnx":
+        save_onnx(target, network)
+    else:
+        save_czann(target, network, grey=pair(grey, "--grey") if grey else None, bits=bits, tile=tile)
+    say(f"{target}: {', '.join(network.facts.classes)}; {network.facts.dims}D")

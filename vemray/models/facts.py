@@ -17,16 +17,17 @@ class Normalisation(pydantic.BaseModel):
     """How grey values become the network's input, from the whole volume's histogram and never from a tile.
 
     percentile: (value - a) / (b - a), where a and b are the percentiles `low` and `high` of the volume;
-    fixed: (value - low) / (high - low); standard: (value - mean) / standard deviation of the volume."""
+    fixed: (value - low) / (high - low); standard: (value - mean) / standard deviation of the volume;
+    dtype: integers by the largest of their type, 0..1; float images as they are."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
-    method: Literal["percentile", "fixed", "standard"] = "percentile"
+    method: Literal["percentile", "fixed", "standard", "dtype"] = "percentile"
     low: float = 1.0
     high: float = 99.0
 
     @pydantic.model_validator(mode="after")
     def _ordered(self):
-        if self.method != "standard" and not self.high > self.low:
+        if self.method in ("percentile", "fixed") and not self.high > self.low:
             raise ValueError(f"high ({self.high:g}) must be above low ({self.low:g})")
         if self.method == "percentile" and not (0 <= self.low and self.high <= 100):
             raise ValueError("percentiles lie between 0 and 100")
@@ -34,9 +35,9 @@ class Normalisation(pydantic.BaseModel):
 
     @property
     def needs_histogram(self) -> bool:
-        return self.method != "fixed"
+        return self.method in ("percentile", "standard")
 
-    def constants(self, histogram: dict | None) -> tuple[np.float32, np.float32]:
+    def constants(self, histogram: dict | None, dtype=None) -> tuple[np.float32, np.float32]:
         """(offset, scale): the network's input is (value - offset) * scale. `histogram` as the operator of that name gives it."""
         from vemray.ops.histogram import percentile
 
@@ -45,6 +46,8 @@ class Normalisation(pydantic.BaseModel):
         elif self.method == "percentile":
             low = percentile(histogram, self.low)
             width = percentile(histogram, self.high) - low
+        elif self.method == "dtype":
+            low, width = 0, np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
         else:
             low, width = self.low, self.high - self.low
         return np.float32(low), np.float32(1 / width if width > 0 else 1.0)
@@ -58,6 +61,17 @@ def normalised(values: np.ndarray, constants: tuple[np.float32, np.float32], out
     return out
 
 
+def restored(values: np.ndarray, constants: tuple[np.float32, np.float32], dtype) -> np.ndarray:
+    """What a network gives on the scale of its input as grey values of `dtype`: the inverse of `normalised`; integers rounded to nearest, clipped."""
+    offset, scale = constants
+    out = values / scale
+    out += offset
+    if not np.issubdtype(dtype, np.integer):
+        return out.astype(dtype, copy=False)
+    np.rint(out, out=out)
+    return np.clip(out, np.iinfo(dtype).min, np.iinfo(dtype).max, out=out).astype(dtype)
+
+
 class Facts(pydantic.BaseModel):
     """`classes` name the output channels, the first is the background. `voxel_nm`: ZYX of what it was trained on. `stride` (the network's
     total stride) and `halo` (its receptive field to each side, rounded up to the stride) in voxels, one number or one an axis of the network."""
@@ -67,7 +81,8 @@ class Facts(pydantic.BaseModel):
     classes: list[str] = pydantic.Field(min_length=1, max_length=256)
     dims: Literal[2, 3] = 2
     channels: pydantic.PositiveInt = 1
-    voxel_nm: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat]
+    #: None where the file does not say: then whoever runs it must
+    voxel_nm: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat] | None
     normalisation: Normalisation = Normalisation()
     #: what has to be applied to the output to make probabilities; 'none' where the network does it itself
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
@@ -77,6 +92,8 @@ class Facts(pydantic.BaseModel):
     window: list[pydantic.PositiveInt] | None = None
     #: the only batch size that the network takes; None: every
     batch: pydantic.PositiveInt | None = None
+    #: 'image': grey values on the scale of the input (a denoised image), each of `classes` one of them
+    gives: Literal["probabilities", "image"] = "probabilities"
     #: bytes that predicting takes for each voxel of the input
     memory: pydantic.PositiveFloat = 1024.0
     network: dict[str, Any] | None = None
@@ -86,6 +103,8 @@ class Facts(pydantic.BaseModel):
     def _consistent(self):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
+        if self.gives == "image" and self.activation != "none":
+            raise ValueError(f"an image has no {self.activation}: activation must be 'none'")
         for name in ("stride", "halo", "window"):
             v = getattr(self, name)
             if isinstance(v, list) and len(v) != self.dims:

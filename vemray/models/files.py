@@ -2,6 +2,7 @@
 
     .vemray  the native one: a zip of model.json and weights.npz
     .onnx    ONNX with the same facts in its metadata ('vemray') or in a sidecar FILE.onnx.json
+    .czann   ZEISS: a zip of model.json and an ONNX with channels last; what it does not say may be in a sidecar FILE.czann.json
 
 A format is a module with `read_facts(path) -> Facts` and `read(path, device) -> Model`, and a line in READERS."""
 
@@ -14,10 +15,10 @@ from vemray.errors import ModelError
 from vemray.models.facts import Facts, Normalisation
 from vemray.models.model import Model
 
-__all__ = ["READERS", "Facts", "Model", "Normalisation", "load", "load_facts", "save_native", "save_onnx"]
+__all__ = ["READERS", "Facts", "Model", "Normalisation", "load", "load_facts", "save_czann", "save_native", "save_onnx"]
 
 #: suffix -> module that reads it
-READERS = {".vemray": "vemray.models.native", ".onnx": "vemray.models.onnx_file"}
+READERS = {".vemray": "vemray.models.native", ".onnx": "vemray.models.onnx_file", ".czann": "vemray.models.czann"}
 
 
 def _reader(path: str | Path):
@@ -53,3 +54,10 @@ def save_onnx(path: str | Path, model: Model) -> None:
     from vemray.models import onnx_file
 
     onnx_file.save(path, model)
+
+
+def save_czann(path: str | Path, model: Model, **how) -> None:
+    """Export a native model as .czann: see vemray.models.czann.save."""
+    from vemray.models import czann
+
+    czann.save(path, model, **how)

@@ -21,7 +21,7 @@ from pydantic import Field
 from vemray.errors import ModelError, RecipeError, nearest
 from vemray.geometry import Box, Int3, Spacing
 from vemray.models import files
-from vemray.models.facts import normalised
+from vemray.models.facts import normalised, restored
 from vemray.models.sums import Sums, added, taken
 from vemray.models.tiles import Tile, blend_tiles, even_edge, exact_tiles, ramp, reflected
 from vemray.ops.base import ArraySpec, Composite, Filter, Operator, Port, Site, Step, register
@@ -67,7 +67,7 @@ def device_of(asked: str) -> str:
 
 
 Path_ = Annotated[
-    str, Field(description="model file (.vemray or .onnx); a relative path starts from the recipe's folder", json_schema_extra={"path": True})
+    str, Field(description="model file (.vemray, .onnx or .czann); a relative path starts from the recipe's folder", json_schema_extra={"path": True})
 ]
 Classes = Annotated[list[str] | None, Field(description="classes whose probability is wanted; default: all but the first, which is the background")]
 Groups = Annotated[
@@ -127,13 +127,14 @@ class Inference(Operator):
     def files(self) -> tuple[str, ...]:
         """The model file and its sidecar: their contents are part of what the result is made from."""
         sidecar = self.model + ".json"
-        return tuple(p for p in (self.model, sidecar) if p and (p != sidecar or (self.model.endswith(".onnx") and os.path.exists(p))))
+        return tuple(p for p in (self.model, sidecar) if p and (p != sidecar or (not self.model.endswith(".vemray") and os.path.exists(p))))
 
 
 @register("infer_tiles", hidden=True)
 @dataclass(frozen=True)
 class InferTiles(Inference, Filter):
-    """Probabilities of a network's classes, tile by tile of the volume's own grid. Outputs: name -> uint8 0..255 for 0..1, rounded to nearest."""
+    """Probabilities of a network's classes, tile by tile of the volume's own grid. Outputs: name -> uint8 0..255 for 0..1, rounded to nearest; of a
+    network that gives an image, name -> grey values of the input's type."""
 
     holds_model = True
     version = 3
@@ -170,7 +171,7 @@ class InferTiles(Inference, Filter):
         return _facts(self.model, _stamp(self.model))
 
     def facts(self) -> dict:
-        package = "onnxruntime" if self.model.endswith(".onnx") else "torch"
+        package = "onnxruntime" if self.model.endswith((".onnx", ".czann")) else "torch"
         try:
             version = importlib.metadata.version(package).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
@@ -179,10 +180,12 @@ class InferTiles(Inference, Filter):
 
     def wanted(self) -> dict[str, list[int]]:
         """Output name -> channels that are added for it."""
-        known = self.about.classes
+        known, image = self.about.classes, self.about.gives == "image"
+        if image and (self.groups or self.show == "classes"):
+            raise RecipeError(f"the model {self.model} gives an image, not classes: leave '{'groups' if self.groups else 'show'}' out.")
         if self.show == "classes":
             return {"classes": list(range(len(known)))}
-        out = {name: [name] for name in (self.classes if self.classes is not None else known[1:] or known)}
+        out = {name: [name] for name in (self.classes if self.classes is not None else known if image else known[1:] or known)}
         out.update(self.groups)
         for name, channels in out.items():
             for c in channels:
@@ -197,11 +200,19 @@ class InferTiles(Inference, Filter):
     def check(self, image: ArraySpec, *_) -> None:
         a = self.about
         if a.channels != 1:
-            raise ModelError(f"the model {self.model} takes {a.channels} channels; the volume has one. Use a model of one channel.")
+            colour = ", as colour images have" if a.channels in (3, 4) else ""
+            raise ModelError(
+                f"the model {self.model} takes {a.channels} channels{colour}; the volume is grey and has one. Use a model of one channel."
+            )
         if a.dims == 3 and self.axis != "z":
             raise RecipeError(f"the model {self.model} is 3D and sees all directions at once: leave 'axes' out.")
         axes = slice(1 if a.dims == 2 else 0, 3)  # a 2D network never sees how far planes lie apart
-        off = max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[axes], self._turn(image.spacing.zyx)[axes]))
+        if a.voxel_nm is None and not self.ignore_voxel_size:
+            raise ModelError(
+                f"the model {self.model} does not say what voxels it was trained on. Write it into {os.path.basename(self.model)}.json beside it, "
+                '{"voxel_nm": [z, y, x]}, or say ignore_voxel_size: true.'
+            )
+        off = 1.0 if a.voxel_nm is None else max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[axes], self._turn(image.spacing.zyx)[axes]))
         if off > 1.05 and not self.ignore_voxel_size:
             trained = " x ".join(f"{v:g}" for v in a.voxel_nm)
             along = f" Planes stacked along {self.axis} have other pixels: leave it out of 'axes'." if self.axis != "z" else ""
@@ -211,6 +222,9 @@ class InferTiles(Inference, Filter):
             )
         if image.dtype == "float64":
             raise RecipeError("'infer' takes integer or float32 images, not float64. Convert it with rescale.")
+        wide = np.issubdtype(image.dtype, np.integer) and np.dtype(image.dtype).itemsize > 2
+        if wide and (a.normalisation.method == "dtype" or a.gives == "image"):
+            raise RecipeError(f"the model {self.model} takes images of 8 or 16 bits or float32, not {image.dtype}. Convert it with rescale.")
         if a.batch and self.batch and a.batch != self.batch:
             raise RecipeError(f"the model {self.model} takes batches of {a.batch} only: leave 'batch' out.")
         if a.window and self.tile:
@@ -223,7 +237,15 @@ class InferTiles(Inference, Filter):
         self.wanted()
 
     def output(self, image: ArraySpec, *_) -> dict[str, ArraySpec]:
+        if self.about.gives == "image":
+            return {name: image.like(self._dtype(image.dtype), "image") for name in self.wanted()}
         return {name: image.like(np.uint8, "labels" if self.show == "classes" else "probability") for name in self.wanted()}
+
+    def _dtype(self, image) -> np.dtype:
+        """Of the outputs: uint8, or for an image the input's integers, else float32."""
+        if self.about.gives == "image":
+            return np.dtype(image) if np.issubdtype(image, np.integer) else np.dtype(np.float32)
+        return np.dtype(np.uint8)
 
     @property
     def _blend(self) -> bool:
@@ -317,7 +339,7 @@ class InferTiles(Inference, Filter):
         if self._blend:  # float32 sums, of a batch of planes or of all of a 3D block
             summed = 4.0 * (layers + 2) * (1 if a.dims == 3 else min(1.0, self._batch(shape) / min(shape[0], block[0])))
         voxels = math.prod(min(n, b) for n, b in zip(shape, block))
-        return (network + (16 << 20)) / voxels + len(self.wanted()) + summed + 1
+        return (network + (16 << 20)) / voxels + len(self.wanted()) * self._dtype(image.dtype).itemsize + summed + 1
 
     # running ----------------------------------------------------------------------------------------------------------
 
@@ -327,9 +349,9 @@ class InferTiles(Inference, Filter):
             out = self._upright(self._turn(image), histogram, None if mask is None else self._turn(mask), site=there)
             return {name: np.ascontiguousarray(self._turn(a)) for name, a in out.items()}
         model = _model(self.model, _stamp(self.model), self.device)
-        constants = self.about.normalisation.constants(histogram)
+        constants = self.about.normalisation.constants(histogram, image.dtype)
         wanted = self.wanted()
-        out = {name: np.zeros(site.write.shape, np.uint8) for name in wanted}
+        out = {name: np.zeros(site.write.shape, self._dtype(image.dtype)) for name in wanted}
         zs, ys, xs = self._meeting(site.shape, site.write)
         for slab in self._slabs(zs, site.shape):
             lo, hi = max(slab[0].core[0], site.write.start[0]), min(slab[-1].core[1], site.write.stop[0])
@@ -350,11 +372,11 @@ class InferTiles(Inference, Filter):
                     inner = part.shift(tuple(-a.window[0] for a in t)).slices
                     values = (s if self.about.dims == 3 else s[:, None])[(slice(None), *inner)]
                     if sink is None:
-                        self._store(values, wanted, out, part.within(site.write).slices)
+                        self._store(values, wanted, out, part.within(site.write).slices, constants)
                     else:
                         sink.add(values, self._weights(t, part, site.shape), part.within(box).slices)
             if sink is not None:
-                self._store(sink.mean(), wanted, out, box.within(site.write).slices, merged=True)
+                self._store(sink.mean(), wanted, out, box.within(site.write).slices, constants, merged=True)
         if mask is not None:
             for array in out.values():
                 array *= mask[site.crop]
@@ -404,12 +426,15 @@ class InferTiles(Inference, Filter):
         """Channels that are added before blending, for each sum that is kept."""
         return [[c] for c in wanted["classes"]] if self.show == "classes" else list(wanted.values())
 
-    def _store(self, values: np.ndarray, wanted: dict[str, list[int]], out: dict[str, np.ndarray], at, merged: bool = False) -> None:
+    def _store(self, values: np.ndarray, wanted: dict[str, list[int]], out: dict[str, np.ndarray], at, constants, merged: bool = False) -> None:
         """Put (channels, Z, Y, X), or layers that are `merged` already, into the outputs."""
         if self.show == "classes":
             out["classes"][at] = values.argmax(0)
             return
         for i, (name, channels) in enumerate(wanted.items()):
+            if self.about.gives == "image":
+                out[name][at] = restored(values[i if merged else channels[0]], constants, out[name].dtype)
+                continue
             p = (values[i] if merged else added(values, channels)) * np.float32(255)
             np.rint(p, out=p)
             out[name][at] = np.clip(p, 0, 255, out=p)
@@ -459,7 +484,8 @@ class InferMerge(Filter):
 @register("infer")
 @dataclass(frozen=True)
 class Infer(Inference, Composite):
-    """Probabilities (0..1, stored in 255 steps) of a network's classes for every voxel: one output for each class, named `step.class`.
+    """Probabilities (0..1, stored in 255 steps) of a network's classes for every voxel: one output for each class, named `step.class`. Of a network
+    that gives an image (a denoiser) the image, `step.output`: of the input's type if that is of integers, else float32.
 
     Normalisation is taken once from the whole volume's histogram, as the model says. Tiles lie on a grid of the volume, so a crop that is a block of
     the whole gets the same values. Beyond the volume's ends the image is reflected to a whole number of the network's strides, and then the network's
@@ -478,7 +504,7 @@ class Infer(Inference, Composite):
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model:
-            raise RecipeError("'infer' needs a model: model: FILE.vemray or FILE.onnx")
+            raise RecipeError("'infer' needs a model: model: FILE.vemray, FILE.onnx or FILE.czann")
         axes = list(dict.fromkeys(self.axes or ["z"]))
         own = {**{f.name: getattr(self, f.name) for f in dataclasses.fields(Inference)}, "device": device_of(self.device)}
         run = {axis: InferTiles(**own, axis=axis) for axis in axes}
@@ -488,6 +514,8 @@ class Infer(Inference, Composite):
             inputs = {**inputs, "histogram": ".histogram"}
         if len(axes) == 1:
             return [*steps, Step("", first, inputs)]
+        if first.about.gives == "image":
+            raise RecipeError(f"the model {self.model} gives an image, which is not merged from several 'axes': run them one by one.")
         if self.show == "classes":
             raise RecipeError("several 'axes' give probabilities: leave 'show' out, and compare them afterwards.")
         steps += [Step(f".along_{axis}", op, inputs) for axis, op in run.items()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,10 @@ from vemray.models.model import Model
 
 #: no model file may unpack to more
 MAX_BYTES = 4 << 30
+#: nor, above some size, to so many times what is stored: weights hardly shrink, and a bomb of zeros does nothing else
+BOMB_BYTES, BOMB_RATIO = 64 << 20, 100
+#: what reading a broken zip raises
+BROKEN = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
 
 
 class TorchModel(Model):
@@ -109,18 +115,20 @@ def read(path: Path, device: str) -> TorchModel:
     return TorchModel(facts, module, device, path)
 
 
-def members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
-    """The wanted members of a zip, read in memory: nothing is unpacked to disk, so no path can escape."""
+def members(path: Path, wanted: tuple[str, ...], most: int = MAX_BYTES) -> dict[str, bytes]:
+    """The wanted members of a zip, read in memory: nothing is unpacked to disk, so no path can escape. Together they hold at most `most` bytes."""
     try:
         with zipfile.ZipFile(path) as z:
-            sizes = {i.filename: i.file_size for i in z.infolist()}
-            missing = [w for w in wanted if w not in sizes]
+            found = {i.filename: i for i in z.infolist()}
+            missing = [w for w in wanted if w not in found]
             if missing:
-                raise ModelError(f"{path} is not a vemray model: it has no {missing[0]}.")
-            if sum(sizes[w] for w in wanted) > MAX_BYTES:
-                raise ModelError(f"{path} would unpack to more than {MAX_BYTES / 1e9:.0f} GB: refused.")
+                raise ModelError(f"{path} is not a {path.suffix[1:]} model: it has no {missing[0]}.")
+            if sum(found[w].file_size for w in wanted) > most:
+                raise ModelError(f"{path}: {' and '.join(wanted)} would unpack to more than {most / 1e6:,.0f} MB: refused.")
+            if any(i.file_size > max(BOMB_BYTES, BOMB_RATIO * i.compress_size) for i in map(found.get, wanted)):
+                raise ModelError(f"{path} would unpack to more than {BOMB_RATIO} times its size, which no weights do: refused.")
             return {w: z.read(w) for w in wanted}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as e:
+    except BROKEN as e:
         raise ModelError(f"{path} cannot be read as a model: {e}. The file may be truncated.") from None
 
 
@@ -145,6 +153,6 @@ def weights(data: bytes, shapes: dict[str, tuple[int, ...]], path: Path) -> dict
                     if len(raw) != n:
                         raise ModelError(f"{path}: the weights '{key}' are truncated.")
                     out[key] = np.frombuffer(bytearray(raw), dtype).reshape(shape)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as e:
+    except BROKEN as e:
         raise ModelError(f"{path}: its weights cannot be read: {e}. The file may be truncated.") from None
     return out

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class OnnxModel(Model):
     def predict(self, batch: np.ndarray) -> np.ndarray:
         self.check_input(batch)
         try:
-            y = self.session.run(None, {self.input: np.ascontiguousarray(batch, np.float32)})[0]
+            y = self._run(np.ascontiguousarray(batch, np.float32))
         except Exception as e:
             raise ModelError(f"{self.path}: the network cannot take a batch of {batch.shape}: {str(e).splitlines()[0]}") from None
         if y.ndim != batch.ndim or y.shape[2:] != batch.shape[2:]:
@@ -51,23 +52,45 @@ class OnnxModel(Model):
             y = 1 / (1 + np.exp(-y))
         return y.astype(np.float32, copy=False)
 
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        return self.session.run(None, {self.input: batch})[0]
+
 
 def _proto(path: Path):
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"{path} is larger than {MAX_BYTES >> 30} GB, which no ONNX file in one piece can be.")
+    return graph(path.read_bytes(), path)
+
+
+def graph(data: bytes, path: str | Path):
+    """The parsed file. ModelError for what is truncated, or names other files."""
     try:
         import onnx
     except ImportError:
         raise MissingExtra("onnx", "torch", "Reading an ONNX model") from None
-    if path.stat().st_size > MAX_BYTES:
-        raise ModelError(f"{path} is larger than {MAX_BYTES >> 30} GB, which no ONNX file in one piece can be.")
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load_from_string(data)
     except Exception as e:
         raise ModelError(f"{path} cannot be read as ONNX: {str(e).splitlines()[0]}. The file may be truncated.") from None
     if not proto.graph.node or not proto.graph.input:
         raise ModelError(f"{path} cannot be read as ONNX: it holds no graph. The file may be truncated.")
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(proto)):
         raise ModelError(f"{path} keeps its weights in another file. Put them inside: onnx.save(onnx.load(FILE), OUT).")
     return proto
+
+
+def _tensors(part) -> Iterator:
+    """Every tensor of a model, a graph or a function, those within its loops and branches too."""
+    if hasattr(part, "graph"):
+        for inner in (part.graph, *part.functions):
+            yield from _tensors(inner)
+        return
+    yield from getattr(part, "initializer", ())
+    yield from (t for s in getattr(part, "sparse_initializer", ()) for t in (s.values, s.indices))
+    for a in (a for n in part.node for a in n.attribute):
+        yield from (a.t, *a.tensors)
+        for inner in (a.g, *a.graphs):
+            yield from _tensors(inner)
 
 
 def read_facts(path: Path) -> Facts:
@@ -89,12 +112,8 @@ def read_facts(path: Path) -> Facts:
 
 def _with_graph(facts: Facts, proto, path: Path) -> Facts:
     """The facts, checked against the graph and filled from it: it is the graph that runs."""
-    weights = {t.name for t in proto.graph.initializer}
-    inputs = [i for i in proto.graph.input if i.name not in weights]
-    if len(inputs) != 1:
-        raise ModelError(f"{path} takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); a segmentation network takes one image.")
-    shape = [d.dim_value or None for d in inputs[0].type.tensor_type.shape.dim]  # None where it is free
-    shown = "(" + ", ".join("?" if n is None else str(n) for n in shape) + ")"
+    shape = shape_of(the_input(proto, path))
+    shown = shown_as(shape)
     if len(shape) != facts.dims + 2:
         axes = "(batch, channel, z, y, x)" if facts.dims == 3 else "(batch, channel, y, x)"
         raise ModelError(f"{path}: the graph's input is {shown}; a {facts.dims}D network takes {axes}.")
@@ -115,16 +134,29 @@ def _with_graph(facts: Facts, proto, path: Path) -> Facts:
     return parse(json.dumps({**facts.model_dump(mode="json"), **update}).encode(), path)
 
 
+def the_input(proto, path: Path):
+    weights = {t.name for t in proto.graph.initializer}
+    inputs = [i for i in proto.graph.input if i.name not in weights]
+    if len(inputs) != 1:
+        raise ModelError(f"{path} takes {len(inputs)} inputs ({', '.join(i.name for i in inputs)}); a segmentation network takes one image.")
+    return inputs[0]
+
+
+def shape_of(value) -> list[int | None]:
+    """Of an input or output of a graph; None where it is free."""
+    return [d.dim_value or None for d in value.type.tensor_type.shape.dim]
+
+
+def shown_as(shape: list[int | None]) -> str:
+    return "(" + ", ".join("?" if n is None else str(n) for n in shape) + ")"
+
+
 def read(path: Path, device: str) -> OnnxModel:
     return OnnxModel(read_facts(path), path.read_bytes(), device, path)
 
 
 def save(path: str | Path, model) -> None:
     """Export a torch model with its facts in the metadata; the activation stays outside, as the facts say."""
-    try:
-        import onnx
-    except ImportError:
-        raise MissingExtra("onnx", "torch", "Writing an ONNX model") from None
     import copy
 
     import torch
@@ -132,17 +164,33 @@ def save(path: str | Path, model) -> None:
     facts = model.facts
     x = torch.zeros((2, facts.channels, *[max(2 * s, 32) for s in facts.strides[-facts.dims :]]))
     axes = {0: "batch", **{i + 2: a for i, a in enumerate("zyx"[-facts.dims :])}}
-    data = io.BytesIO()
     module = copy.deepcopy(model.module).cpu().to(memory_format=torch.contiguous_format)
+    written(path, exported(module, x, "scores", axes, facts))
+
+
+def exported(module, x, output: str, axes: dict[int, str], facts: Facts) -> bytes:
+    """`module`, which takes `x`, as ONNX with the facts in its metadata; the `axes` are free."""
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtra("onnx", "torch", "Writing an ONNX model") from None
+    import torch
+
+    data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter without onnxscript is the old one, which says so
-        names = {"input_names": ["image"], "output_names": ["scores"], "dynamic_axes": {"image": axes, "scores": axes}}
+        names = {"input_names": ["image"], "output_names": [output], "dynamic_axes": {"image": axes, output: axes}}
         torch.onnx.export(module, (x,), data, dynamo=False, opset_version=18, **names)
     proto = onnx.load_from_string(data.getvalue())
     entry = proto.metadata_props.add()
     entry.key, entry.value = "vemray", facts.model_copy(update={"network": None}).model_dump_json()
+    return proto.SerializeToString()
+
+
+def written(path: str | Path, data: bytes) -> None:
+    """A whole file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(proto.SerializeToString())
+    partial.write_bytes(data)
     partial.replace(path)
