@@ -229,6 +229,30 @@ def test_a_mistake_of_ours_is_one_line_and_a_file(call, monkeypatch, tmp_path):
     assert "Traceback" in call("ops")[2]
 
 
+def test_export(call, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from tests.models.networks_for_tests import small_model
+    from vemray.models.facts import Normalisation
+    from vemray.models.files import load_facts
+
+    model = small_model(tmp_path / "m.vemray", normalisation=Normalisation())
+    code, _, err = call("export", model, tmp_path / "m.czann", "--tile", 96)
+    assert code == 2 and "percentiles 1 and 99" in one_line(err) and not (tmp_path / "m.czann").exists()
+    code, out, _ = call("export", model, tmp_path / "m.czann", "--tile", 96, "--grey", "20,230")
+    assert code == 0 and "background, a, b" in out and load_facts(tmp_path / "m.czann").window == [96, 96]
+    code, out, _ = call("export", model, tmp_path / "m.onnx")
+    assert code == 0 and load_facts(tmp_path / "m.onnx").classes == ["background", "a", "b"]
+    for args, says in (
+        ((model, tmp_path / "m.onnx"), "exists already"), ((model, tmp_path / "m.tf"), "'.tf' are not written"), ((model, tmp_path / "n.onnx", "--bits", 16), "--grey"),
+        ((model, tmp_path / "n.czann", "--bits", 12), "8 or 16"), ((model, tmp_path / "n.czann", "--grey", "x"), "two numbers"),
+        ((tmp_path / "m.czann", tmp_path / "n.czann"), "only .vemray"), ((tmp_path / "m.czann", tmp_path / "n.onnx"), "only .vemray"),
+        ((tmp_path / "none.vemray", tmp_path / "n.onnx"), "no model"),
+    ):  # fmt: skip
+        code, _, err = call("export", *args)
+        assert code == 2 and says in one_line(err), args
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.czann", "m.onnx", "m.vemray"]
+
+
 def test_train_does_not_overwrite(call, tmp_path):
     (tmp_path / "m.vemray").write_text("precious")
     (tmp_path / "t.yaml").write_text("vemray: 1\nout: m.vemray\nclasses: [a]\nvolumes: [{volume: x.zarr, planes: p}]\n")

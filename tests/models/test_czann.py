@@ -326,6 +326,9 @@ def test_hostile_and_broken_files(tmp_path, monkeypatch):
     refused("saved.czann", "TensorFlow SavedModel", model=b"PK\x03\x04" + bytes(100))
     refused("noise.czann", "ONNX", model=b"\x00\xffnoise" * 9)
     refused("empty.czann", "no graph", model=b"")
+    blind = net()
+    blind.graph.ClearField("output")
+    refused("blind.czann", "no graph", model=blind)
     refused("cut.czann", "ONNX", model=net().SerializeToString()[:120])
     for text in ("", "{", "[]", '"x"', "{}", json.dumps(about(InputShape=[1])), json.dumps(about(InputShape="8")), "[" * 5000):
         refused("json.czann", "model.json", members=lambda c, text=text: {**c, "model.json": text})

@@ -133,7 +133,7 @@ def export(
     if bits not in (8, 16):
         raise InputError(f"--bits {bits}: 8 or 16.")
     if target.exists() and not overwrite:
-        raise InputError(f"{target} exists: --overwrite replaces it.")
+        raise InputError(f"{target} exists already and is left alone. Choose another, or replace it with --overwrite.")
     network = load(model)
     if target.suffix == ".onnx":
         save_onnx(target, network)

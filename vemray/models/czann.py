@@ -21,7 +21,7 @@ import pydantic
 from vemray.errors import MissingExtra, ModelError
 from vemray.models import onnx_file
 from vemray.models.facts import Facts, Normalisation, parse
-from vemray.models.native import TorchModel, members
+from vemray.models.native import members
 from vemray.models.onnx_file import OnnxModel, shape_of, shown_as
 
 FORMAT_VERSION = "2.1.0"
@@ -180,7 +180,7 @@ def _activation(data: bytes, facts: Facts, proto, path: Path, remarks: list[str]
         last = node.op_type
         if last not in ("Transpose", "Identity", "Reshape", "Cast", "Squeeze", "Unsqueeze"):
             break
-        name = node.input[0]
+        name = next(iter(node.input), "")
     if last in ("Softmax", "Sigmoid", "HardSigmoid"):
         return "none"
     shape = (shape_of(onnx_file.the_input(proto, path))[0] or 1, facts.channels, *facts.window)
@@ -219,8 +219,7 @@ def save(
     grey: the two grey values that are 0 and 1 to the network. Needed where the model takes them from each volume's histogram, which this format has no
     place for: the file then holds those of one volume, and is right for volumes of the same grey values. tile: edge of the window, the only one that
     the file takes."""
-    if not isinstance(model, TorchModel):
-        raise ModelError(f"{getattr(model, 'path', 'this')} is not a native model: only .vemray is exported.")
+    onnx_file.native_only(model)
     try:
         import torch
     except ImportError:
@@ -284,7 +283,7 @@ def _window(facts: Facts, tile: int | None, path: str) -> list[int]:
     return window
 
 
-def _channels_last(model: TorchModel, constants, largest: float):
+def _channels_last(model, constants, largest: float):
     """The network with everything that this format wants inside: (batch, [z,] y, x, channel) in 0..1 to the same with probabilities, or an image."""
     import copy
 

@@ -31,7 +31,8 @@ class OnnxModel(Model):
         options.log_severity_level = 3
         options.use_deterministic_compute = True
         try:
-            self.session = ort.InferenceSession(data, options, providers=["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"])
+            providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
+            self.session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)  # else it would go on without the GPU
         except Exception as e:
             raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
         self.facts, self.path, self.input = facts, str(path), self.session.get_inputs()[0].name
@@ -72,7 +73,7 @@ def graph(data: bytes, path: str | Path):
         proto = onnx.load_from_string(data)
     except Exception as e:
         raise ModelError(f"{path} cannot be read as ONNX: {str(e).splitlines()[0]}. The file may be truncated.") from None
-    if not proto.graph.node or not proto.graph.input:
+    if not (proto.graph.node and proto.graph.input and proto.graph.output):
         raise ModelError(f"{path} cannot be read as ONNX: it holds no graph. The file may be truncated.")
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in _tensors(proto)):
         raise ModelError(f"{path} keeps its weights in another file. Put them inside: onnx.save(onnx.load(FILE), OUT).")
@@ -157,6 +158,7 @@ def read(path: Path, device: str) -> OnnxModel:
 
 def save(path: str | Path, model) -> None:
     """Export a torch model with its facts in the metadata; the activation stays outside, as the facts say."""
+    native_only(model)
     import copy
 
     import torch
@@ -166,6 +168,11 @@ def save(path: str | Path, model) -> None:
     axes = {0: "batch", **{i + 2: a for i, a in enumerate("zyx"[-facts.dims :])}}
     module = copy.deepcopy(model.module).cpu().to(memory_format=torch.contiguous_format)
     written(path, exported(module, x, "scores", axes, facts))
+
+
+def native_only(model) -> None:
+    if not hasattr(model, "module"):
+        raise ModelError(f"{getattr(model, 'path', 'this')} is not a native model: only .vemray is exported.")
 
 
 def exported(module, x, output: str, axes: dict[int, str], facts: Facts) -> bytes:
