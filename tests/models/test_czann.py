@@ -198,6 +198,19 @@ def test_masks_leave_zeros_in_an_image(tmp_path):
     np.testing.assert_array_equal(got, whole(path, em)["output"] * mask)
 
 
+@pytest.mark.parametrize("mode", ["exact", "blend"])
+def test_an_image_comes_back_on_the_scale_of_the_volume(tmp_path, mode):
+    """Of a network with a normalisation of its own: the inverse of it."""
+    low, high = 40, 140
+    how = {"classes": ["clean", "noise"], "activation": "none", "gives": "image", "normalisation": Normalisation(method="fixed", low=low, high=high)}
+    path, em = small_model(tmp_path / "m.vemray", **how), image("uint16", (2, 96, 64)) // 300
+    got = whole(path, em, mode=mode, tile=96)  # one tile
+    scores = load(path).predict(((em[:, None] - np.float32(low)) / (high - low)).astype(np.float32))
+    for i, name in enumerate(how["classes"]):
+        want = np.clip(np.rint(scores[:, i] * (high - low) + low), 0, 65535)
+        assert np.abs(got[name] - want).max() <= 1 and got[name].dtype == np.uint16 and want.std() > 1
+
+
 def test_values_outside_the_type_are_clipped():
     values = np.array([-0.2, 0.0, 0.25, 1.0, 1.3], np.float32)
     np.testing.assert_array_equal(restored(values, (np.float32(0), np.float32(1 / 255)), np.uint8), [0, 0, 64, 255, 255])
