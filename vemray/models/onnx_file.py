@@ -30,6 +30,7 @@ class OnnxModel(Model):
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.use_deterministic_compute = True
+        options.enable_mem_pattern = False  # a second pool beside the first from the second batch on, for no speed
         try:
             providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
             self.session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)  # else it would go on without the GPU
