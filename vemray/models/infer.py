@@ -45,16 +45,6 @@ def _model(path: str, stamp: tuple, device: str) -> files.Model:
     return files.load(path, device)
 
 
-def _stamp(path: str) -> tuple:
-    try:
-        s = os.stat(path)
-    except OSError:
-        raise ModelError(f"there is no model '{path}'. A path in a recipe starts from the recipe's folder.") from None
-    sidecar = path + ".json"
-    t = os.stat(sidecar) if os.path.exists(sidecar) else s
-    return (s.st_size, s.st_mtime_ns, t.st_mtime_ns)
-
-
 def device_of(asked: str) -> str:
     """'cpu' or 'cuda'. 'auto' is the GPU where the machine that plans has one that torch can use."""
     if asked != "auto":
@@ -67,9 +57,16 @@ def device_of(asked: str) -> str:
 
 
 Path_ = Annotated[
-    str, Field(description="model file (.vemray, .onnx or .czann); a relative path starts from the recipe's folder", json_schema_extra={"path": True})
+    str,
+    Field(
+        description="a .vemray, .onnx, .czann or TorchScript file, or a BioImage.IO package (folder, .yaml, .zip); a relative path starts from the "
+        "recipe's folder",
+        json_schema_extra={"path": True},
+    ),
 ]
-Classes = Annotated[list[str] | None, Field(description="classes whose probability is wanted; default: all but the first, which is the background")]
+Classes = Annotated[
+    list[str] | None, Field(description="classes whose probability is wanted; default: all but the first where that is the background")
+]
 Groups = Annotated[
     dict[str, list[str]], Field(description="further outputs: name -> classes whose probabilities are added, e.g. cell: [cytoplasm, nucleus]")
 ]
@@ -125,9 +122,8 @@ class Inference(Operator):
         return hash(json.dumps(vars(self)))
 
     def files(self) -> tuple[str, ...]:
-        """The model file and its sidecar: their contents are part of what the result is made from."""
-        sidecar = self.model + ".json"
-        return tuple(p for p in (self.model, sidecar) if p and (p != sidecar or (not self.model.endswith(".vemray") and os.path.exists(p))))
+        """The model's files, a sidecar among them: their contents are part of what the result is made from."""
+        return files.parts(self.model) if self.model else ()
 
 
 @register("infer_tiles", hidden=True)
@@ -168,10 +164,10 @@ class InferTiles(Inference, Filter):
 
     @property
     def about(self) -> files.Facts:
-        return _facts(self.model, _stamp(self.model))
+        return _facts(self.model, files.stamp(self.model))
 
     def facts(self) -> dict:
-        package = "onnxruntime" if self.model.endswith((".onnx", ".czann")) else "torch"
+        package = files.engine(self.model)
         try:
             version = importlib.metadata.version(package).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
@@ -185,7 +181,8 @@ class InferTiles(Inference, Filter):
             raise RecipeError(f"the model {self.model} gives an image, not classes: leave '{'groups' if self.groups else 'show'}' out.")
         if self.show == "classes":
             return {"classes": list(range(len(known)))}
-        out = {name: [name] for name in (self.classes if self.classes is not None else known if image else known[1:] or known)}
+        usual = known if image else known[self.about.background :] or known
+        out = {name: [name] for name in (self.classes if self.classes is not None else usual)}
         out.update(self.groups)
         for name, channels in out.items():
             for c in channels:
@@ -220,6 +217,10 @@ class InferTiles(Inference, Filter):
                 f"the model {self.model} was trained on voxels of {trained} nm (z, y, x), the volume has {image.spacing}.{along} "
                 "Use a pyramid level or a model that fits, or ignore_voxel_size: true."
             )
+        if self.mode == "exact" and a.mode == "blend" and not any(a.halos):
+            raise RecipeError(
+                f"the model {self.model} does not say its halo, so tiles cannot be joined exactly: leave 'mode' out, or give the halo in a sidecar."
+            )
         if image.dtype == "float64":
             raise RecipeError("'infer' takes integer or float32 images, not float64. Convert it with rescale.")
         wide = np.issubdtype(image.dtype, np.integer) and np.dtype(image.dtype).itemsize > 2
@@ -249,7 +250,7 @@ class InferTiles(Inference, Filter):
 
     @property
     def _blend(self) -> bool:
-        return (self.mode or ("exact" if self.about.dims == 2 else "blend")) == "blend"
+        return (self.mode or self.about.mode or ("exact" if self.about.dims == 2 else "blend")) == "blend"
 
     @property
     def _shared(self) -> int:
@@ -348,7 +349,7 @@ class InferTiles(Inference, Filter):
             there = Site(self._turn(site.shape), Spacing(*self._turn(site.spacing.zyx)), self._turned(site.read), self._turned(site.write))
             out = self._upright(self._turn(image), histogram, None if mask is None else self._turn(mask), site=there)
             return {name: np.ascontiguousarray(self._turn(a)) for name, a in out.items()}
-        model = _model(self.model, _stamp(self.model), self.device)
+        model = _model(self.model, files.stamp(self.model), self.device)
         constants = self.about.normalisation.constants(histogram, image.dtype)
         wanted = self.wanted()
         out = {name: np.zeros(site.write.shape, self._dtype(image.dtype)) for name in wanted}
@@ -504,7 +505,7 @@ class Infer(Inference, Composite):
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model:
-            raise RecipeError("'infer' needs a model: model: FILE.vemray, FILE.onnx or FILE.czann")
+            raise RecipeError("'infer' needs a model: model: FILE.vemray, .onnx, .czann, .pt or a BioImage.IO package")
         axes = list(dict.fromkeys(self.axes or ["z"]))
         own = {**{f.name: getattr(self, f.name) for f in dataclasses.fields(Inference)}, "device": device_of(self.device)}
         run = {axis: InferTiles(**own, axis=axis) for axis in axes}

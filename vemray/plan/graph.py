@@ -173,8 +173,9 @@ _NOTHING = Node("", Operator(), {}, {}, "", "")
 
 def parameters_for_key(op: Operator) -> dict[str, Any]:
     """Parameters without paths of files, whose content is hashed instead: a moved model is the same model."""
-    paths = set(op.files())
-    return {k: v for k, v in parameters(op).items() if not (isinstance(v, str) and v in paths)}
+    files = op.files()
+    paths = {*files, *(os.path.dirname(f) for f in files)}  # a model may be a folder
+    return {k: v for k, v in parameters(op).items() if not (k in _paths(type(op)) and v in paths)}
 
 
 def ports_of(op: Operator, inputs: Mapping[str, str]) -> dict[str, Port]:
