@@ -110,6 +110,20 @@ def train(
     say(str(result))
 
 
+@app.command("check-model")
+def check_model(
+    model: Annotated[Path, typer.Argument(help="BioImage.IO package: its folder, .yaml file or .zip.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Run a package's test input and compare with its test output, for each kind of weights. Exit code 2 where they differ."""
+    from vemray.models.bioimage_check import check, must_pass
+
+    results = check(model, device)
+    for r in results:
+        say(str(r))
+    must_pass(model, results)
+
+
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="MODEL.vemray")],
