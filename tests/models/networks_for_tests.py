@@ -8,7 +8,18 @@ torch = pytest.importorskip("torch")
 
 
 def small_model(
-    path, *, classes=("background", "a", "b"), dims=2, depth=2, base=3, normalisation=None, voxel_nm=(8.0, 8.0, 8.0), channels=1, seed=0, **facts
+    path,
+    *,
+    classes=("background", "a", "b"),
+    dims=2,
+    depth=2,
+    base=3,
+    normalisation=None,
+    voxel_nm=(8.0, 8.0, 8.0),
+    channels=1,
+    seed=0,
+    gain=2,
+    **facts,
 ):
     """A U-Net whose weights and batch statistics are random, saved as .vemray. Returns the path as text."""
     from vemray.models.files import Facts, Normalisation, save_native
@@ -21,7 +32,7 @@ def small_model(
             m.running_mean.normal_(0, 0.1)
             m.running_var.uniform_(0.5, 2)
         if hasattr(m, "weight") and m.weight.ndim > 1:
-            m.weight.data *= 2  # probabilities away from 1 / classes
+            m.weight.data *= gain  # probabilities away from 1 / classes
     save_native(
         path,
         net,

@@ -11,6 +11,7 @@ from vemray.errors import ModelError, RecipeError  # noqa: E402
 from vemray.geometry import Grid, Spacing  # noqa: E402
 from vemray.models.files import load  # noqa: E402
 from vemray.models.infer import Infer, InferMerge, InferTiles  # noqa: E402
+from vemray.models.member import Member  # noqa: E402
 from vemray.models.networks import UNet  # noqa: E402
 from vemray.ops.base import ArraySpec, Site  # noqa: E402
 from vemray.training.train import Facts, Normalisation, save_native  # noqa: E402
@@ -87,9 +88,9 @@ def test_tiles_outside_the_mask_are_not_computed(tmp_path, monkeypatch):
     image, mask = np.ones((64, 128, 128), np.uint8), np.zeros((64, 128, 128), bool)
     mask[3, 5, 5] = True
     computed = []
-    real = InferTiles._predict
+    real = Member._predict
     monkeypatch.setattr(
-        InferTiles, "_predict", lambda self, m, i, c, tiles, site: computed.extend(t for t in tiles if t) or real(self, m, i, c, tiles, site)
+        Member, "_predict", lambda self, m, i, c, tiles, site: computed.extend(t for t in tiles if t) or real(self, m, i, c, tiles, site)
     )
     InferTiles(str(tmp_path / "m.vemray"), tile=64)(image, None, mask, site=Site.whole(ArraySpec(image.shape, "uint8", SPACING)))
     assert [(z.core, y.core, x.core) for z, y, x in computed] == [((3, 4), (0, 64), (0, 64))]

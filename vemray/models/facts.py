@@ -85,6 +85,8 @@ class Facts(pydantic.BaseModel):
     classes: list[str] = pydantic.Field(min_length=1, max_length=256)
     dims: Literal[2, 3] = 2
     channels: pydantic.PositiveInt = 1
+    #: planes to each side that a 2D network sees as channels, from the one before to the one after; channels are 2 * context + 1 then
+    context: pydantic.NonNegativeInt = 0
     #: None where the file does not say: then whoever runs it must
     voxel_nm: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat] | None
     normalisation: Normalisation | Steps = Normalisation()
@@ -113,6 +115,10 @@ class Facts(pydantic.BaseModel):
             raise ValueError("two classes have the same name")
         if self.gives == "image" and self.activation != "none":
             raise ValueError(f"an image has no {self.activation}: activation must be 'none'")
+        if self.context and (self.dims == 3 or self.channels != 2 * self.context + 1):
+            if self.dims == 3:
+                raise ValueError("context is for 2D networks: a 3D one sees neighbouring planes anyway")
+            raise ValueError(f"context {self.context} makes {2 * self.context + 1} planes, one a channel, but channels is {self.channels}")
         for name in ("stride", "halo", "window"):
             v = getattr(self, name)
             if isinstance(v, list) and len(v) != self.dims:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vemray.geometry import Int3
@@ -10,14 +12,13 @@ from vemray.geometry import Int3
 class Sums:
     """Weighted sums over a box, float32, tiles added in the order of the grid."""
 
-    def __init__(self, shape: Int3, layers: list[list[int]]):
-        self.layers = layers
-        self.sums = np.zeros((len(layers), *shape), np.float32)
+    def __init__(self, shape: Int3, layers: int):
+        self.sums = np.zeros((layers, *shape), np.float32)
         self.weights = np.zeros(shape, np.float32)
 
-    def add(self, values: np.ndarray, weights: np.ndarray, at) -> None:
-        for total, channels in zip(self.sums, self.layers):
-            total[at] += weights * added(values, channels)
+    def add(self, values: Sequence[np.ndarray], weights: np.ndarray, at) -> None:
+        for total, layer in zip(self.sums, values):
+            total[at] += weights * layer
         self.weights[at] += weights
 
     def mean(self) -> np.ndarray:
@@ -40,3 +41,10 @@ def added(scores: np.ndarray, channels: list[int]) -> np.ndarray:
     for c in channels[1:]:
         value = value + scores[c]
     return value
+
+
+def picked(scores: np.ndarray, layers: list[list[int]]) -> Sequence[np.ndarray]:
+    """For each of the layers the sum of its channels of (classes, ...)."""
+    if layers == [[c] for c in range(len(scores))]:
+        return scores
+    return [added(scores, channels) for channels in layers]

@@ -175,7 +175,8 @@ def parameters_for_key(op: Operator) -> dict[str, Any]:
     """Parameters without paths of files, whose content is hashed instead: a moved model is the same model."""
     files = op.files()
     paths = {*files, *(os.path.dirname(f) for f in files)}  # a model may be a folder
-    return {k: v for k, v in parameters(op).items() if not (k in _paths(type(op)) and v in paths)}
+    own = _paths(type(op))
+    return {k: v for k, v in parameters(op).items() if not (k in own and paths.issuperset(v if isinstance(v, list) else [v]))}
 
 
 def ports_of(op: Operator, inputs: Mapping[str, str]) -> dict[str, Port]:
@@ -253,10 +254,16 @@ def _bind(step: str, body: dict, recipe: Recipe, specs: dict) -> tuple[Operator,
                 hint = f" It has several outputs: {', '.join(several)}." if several else nearest(str(ref), specs)
                 raise RecipeError(f"{where}its input '{key}' names '{ref}', which is neither a step nor an input.{hint}")
             inputs[key] = ref
-    for k in _paths(cls):
-        if isinstance(rest.get(k), str) and "://" not in rest[k]:
-            rest[k] = os.path.normpath(os.path.join(recipe.folder or os.getcwd(), rest[k]))
+    for k in _paths(cls) & set(rest):
+        rest[k] = [_located(v, recipe) for v in rest[k]] if isinstance(rest[k], list) else _located(rest[k], recipe)
     return build(cls.name, rest, where), inputs
+
+
+def _located(path: Any, recipe: Recipe) -> Any:
+    """A relative path starts from the recipe's folder; an installed network (entry:NAME) is no file."""
+    if not isinstance(path, str) or "://" in path or path.startswith("entry:"):
+        return path
+    return os.path.normpath(os.path.join(recipe.folder or os.getcwd(), path))
 
 
 def _paths(cls: type[Operator]) -> set[str]:
