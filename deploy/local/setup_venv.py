@@ -25,7 +25,7 @@ def main() -> None:
         index and subprocess.run([*pip, torch, "--index-url", index, "--retries", "0", "--timeout", "10"], stderr=subprocess.DEVNULL).returncode == 0
     ):
         subprocess.run([*pip, torch], check=True)
-    subprocess.run([*pip, "-e", f"{root}[torch,pictures,test,bench]"], check=True)
+    subprocess.run([*pip, "-e", f"{root}[torch,train,pictures,test,bench]"], check=True)
     (where / "ready").touch()
 
 

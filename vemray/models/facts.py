@@ -93,7 +93,8 @@ class Facts(pydantic.BaseModel):
     #: what has to be applied to the output to make probabilities; 'none' where the network does it itself
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     stride: pydantic.PositiveInt | list[pydantic.PositiveInt]
-    halo: pydantic.NonNegativeInt | list[pydantic.NonNegativeInt]
+    #: None: it sees all of its tile, as with statistics of the tile itself, and its tiles can only be blended
+    halo: pydantic.NonNegativeInt | list[pydantic.NonNegativeInt] | None
     #: the only input size that the network takes, (Y, X) or (Z, Y, X); None: every multiple of the stride
     window: list[pydantic.PositiveInt] | None = None
     #: the only batch size that the network takes; None: every
@@ -140,7 +141,7 @@ class Facts(pydantic.BaseModel):
 
     @property
     def halos(self) -> tuple[int, int, int]:
-        return self.zyx(self.halo, 0)
+        return self.zyx(self.halo or 0, 0)
 
 
 def parse(data: bytes, path: Path) -> Facts:

@@ -89,7 +89,8 @@ class Member:
     @property
     def blend(self) -> bool:
         a = self.about
-        return (self.mode or a.mode or ("exact" if a.dims == 2 else "blend")) == "blend"
+        usual = "exact" if a.dims == 2 and a.halo is not None else "blend"
+        return (self.mode or a.mode or usual) == "blend"
 
     @property
     def shared(self) -> int:
@@ -109,6 +110,11 @@ class Member:
             raise RecipeError(f"the model {self.path} is 3D and sees all directions at once: leave 'axes' out.")
         self._check_voxels(image, axis, any_voxels)
         self._check_views(any_voxels)
+        if a.halo is None and not self.blend:
+            raise RecipeError(
+                f"the model {self.path} sees all of its tile (its normalisation takes statistics from it), so tiles cannot be joined exactly: leave "
+                "'mode' out, or say mode: blend."
+            )
         if self.mode == "exact" and a.mode == "blend" and not any(a.halos):
             raise RecipeError(
                 f"the model {self.path} does not say its halo, so tiles cannot be joined exactly: leave 'mode' out, or give the halo in a sidecar."

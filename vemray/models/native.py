@@ -65,12 +65,11 @@ class TorchModel(Model):
 def save(path: str | Path, module, facts: Facts) -> None:
     from vemray.models.networks import NETWORKS
 
-    name = next((n for n, c in NETWORKS.items() if type(module) is c), None)
-    if name is None:
+    if getattr(module, "name", None) not in NETWORKS:
         raise ModelError(f"{type(module).__name__} is none of vemray's networks ({', '.join(NETWORKS)}): save it as ONNX.")
-    facts = facts.model_copy(update={"network": {"name": name, **module.config}, "memory": module.memory})
+    facts = facts.model_copy(update={"network": {"name": module.name, **module.config}, "memory": module.memory})
     weights = io.BytesIO()
-    np.savez(weights, **{k: v.detach().cpu().numpy() for k, v in module.state_dict().items()})
+    np.savez(weights, **{k: v.detach().cpu().numpy() for k, v in state_of(module).items()})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -78,6 +77,12 @@ def save(path: str | Path, module, facts: Facts) -> None:
         for member, data in (("model.json", facts.model_dump_json(indent=1).encode()), ("weights.npz", weights.getvalue())):
             z.writestr(zipfile.ZipInfo(member, (2020, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)  # a fixed time: same weights, same bytes
     partial.replace(path)
+
+
+def state_of(module) -> dict:
+    """Weights and running statistics by name, what a network holds under two names once."""
+    names = {k for k, _ in (*module.named_parameters(), *module.named_buffers())}
+    return {k: v for k, v in module.state_dict().items() if k in names}
 
 
 def read_facts(path: Path) -> Facts:
@@ -89,17 +94,15 @@ def read(path: Path, device: str) -> TorchModel:
         import torch
     except ImportError:
         raise MissingExtra("torch", "torch", "Running a model") from None
-    from vemray.models.networks import NETWORKS
+    from vemray.models.networks import network
 
     parts = members(path, ("model.json", "weights.npz"))
     facts = parse(parts["model.json"], path)
     config = dict(facts.network or {})
     name = config.pop("name", None)
-    if name not in NETWORKS:
-        raise ModelError(f"{path} names the network '{name}', which this vemray does not have ({', '.join(NETWORKS)}).")
     try:
         with torch.device("meta"):  # no memory yet: the file's numbers are not trusted before the weights fit them
-            module = NETWORKS[name](**config)
+            module = network(str(name), **config)
     except (TypeError, ModelError) as e:
         raise ModelError(f"{path}: its network cannot be built: {e}") from None
     if config.get("classes") != len(facts.classes) or module.config["in_channels"] != facts.channels or module.config["dims"] != facts.dims:
@@ -107,11 +110,18 @@ def read(path: Path, device: str) -> TorchModel:
             f"{path}: the network ({module.config['dims']}D, {module.config['in_channels']} channels in, {module.config['classes']} out) does not fit "
             f"its facts ({facts.channels} channels, classes {', '.join(facts.classes)}, {facts.dims}D)."
         )
-    if facts.strides != facts.zyx(module.stride, 1) or any(a < b for a, b in zip(facts.halos, facts.zyx(module.halo, 0))):
-        raise ModelError(f"{path}: stride {facts.stride} and halo {facts.halo} do not fit the network, which has {module.stride} and {module.halo}.")
-    state = module.state_dict()
+    seen = facts.halo if name != "unet" else module.halo  # MONAI's was measured when the file was written
+    if (
+        facts.strides != facts.zyx(module.stride, 1)
+        or (module.sees_all and seen is not None)
+        or any(a < b for a, b in zip(facts.halos, facts.zyx(seen or 0, 0)))
+    ):
+        raise ModelError(
+            f"{path}: stride {facts.stride} and halo {facts.halo} do not fit the network, which has {module.stride} and {None if module.sees_all else module.halo}."
+        )
+    state = state_of(module)
     arrays = weights(parts["weights.npz"], {k: tuple(v.shape) for k, v in state.items()}, path)
-    module.load_state_dict({k: torch.from_numpy(a).to(state[k].dtype) for k, a in arrays.items()}, assign=True)
+    module.load_state_dict({k: torch.from_numpy(a).to(state[k].dtype) for k, a in arrays.items()}, assign=True, strict=False)
     return TorchModel(facts, module, device, path)
 
 

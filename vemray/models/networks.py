@@ -1,18 +1,20 @@
-"""Networks. No layer looks further than its receptive field (no instance or group statistics), so a tile with enough halo gives
-exactly what the whole plane gives."""
+"""Networks. No layer of vemray's own looks further than its receptive field (no instance or group statistics), so a tile with enough halo gives
+exactly what the whole plane gives. MONAI's: monai_networks.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from vemray.errors import ModelError
+from vemray.errors import ModelError, nearest
 
 
 class UNet(nn.Module):
     """U-Net (Ronneberger et al. 2015) in 2D or 3D with batch normalisation and zero padding: the output has the input's size.
 
     Input (B, in_channels, [Z,] Y, X) float32, each spatial axis a multiple of `stride`; output (B, classes, [Z,] Y, X) logits."""
+
+    name = "unet"
 
     def __init__(self, classes: int, in_channels: int = 1, base: int = 16, depth: int = 3, dims: int = 2):
         super().__init__()
@@ -52,6 +54,9 @@ class UNet(nn.Module):
     def stride(self) -> int:
         return 2 ** self.config["depth"]
 
+    #: whether it takes statistics of all its tile
+    sees_all = False
+
     @property
     def halo(self) -> int:
         """Voxels around an output voxel that can reach it, rounded up to the stride."""
@@ -67,8 +72,20 @@ class UNet(nn.Module):
         return 4.0 * (7 * self.config["base"] + 3 * self.config["classes"] + self.config["in_channels"])
 
 
-#: networks that a native model file may name
-NETWORKS = {"unet": UNet}
+#: networks that a native model file may name; MONAI's are imported where one is asked for
+NETWORKS = ("unet", "monai.BasicUNet", "monai.UNet", "monai.DynUNet", "monai.SegResNet", "monai.AttentionUnet")
+
+
+def network(name: str, **config) -> nn.Module:
+    """The network of that name; ModelError where there is none, or none with this configuration. It knows its `name`, `config`, `stride`, `halo` (None
+    where it sees all of its tile; that of MONAI's is measured, which takes seconds in 3D), `sees_all` and `memory`."""
+    if name not in NETWORKS:
+        raise ModelError(f"there is no network '{name}'.{nearest(name, NETWORKS)} There are: {', '.join(NETWORKS)}.")
+    if name == "unet":
+        return UNet(**config)
+    from vemray.models.monai_networks import MonaiNetwork
+
+    return MonaiNetwork(name, **config)
 
 
 def folded(module: nn.Module) -> nn.Module:
