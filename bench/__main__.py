@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,16 +82,33 @@ def distances(folder: Path, n: int, repeats: int):
 
 
 def inference(folder: Path, n: int, repeats: int):
-    v = prepare(folder, min(n, 512))
-    r = interleaved({"forward": side("forward", v), "vemray": side("infer", v, folder / "infer")}, repeats)
-    yield (
-        "inference from a folder",
-        min(n, 512),
-        "output voxels per CPU s / bare forward's",
-        (r["vemray"].said["voxels"] / r["vemray"].cpu) / (r["forward"].said["voxels"] / r["forward"].cpu),
-        ">= 0.85",
-        r["vemray"],
-    )
+    """Networks of 16 and 64 base channels, from and to a folder and, where AWS_ENDPOINT_URL names a server (deploy/local/with-s3.sh), S3. VEMRAY_BENCH_DEVICE
+    and VEMRAY_BENCH_PRECISION choose the device and the precision of both sides."""
+    n = min(n, 512)
+    v = prepare(folder, n)
+    how = (os.environ.get("VEMRAY_BENCH_DEVICE", "cpu"), os.environ.get("VEMRAY_BENCH_PRECISION", "float32"))
+    places = {"a folder": (folder / "infer", ">= 0.9"), "S3": ("s3://vemray-demo/bench-infer", ">= 0.85")}
+    if not os.environ.get("AWS_ENDPOINT_URL"):
+        del places["S3"]
+    for base in (16, 64):
+        sides = {p: side("infer", v, where, base, *how) for p, (where, _) in places.items()}
+        r = interleaved({"forward": side("forward", v, base, *how), **sides}, repeats)
+        bare = r["forward"]
+        for place, (_, wanted) in places.items():
+            ours = r[place]
+            what = f"inference from {place}, {base} channels, {' '.join(how)}"
+            speed = (ours.said["voxels"] / ours.wall) / (bare.said["voxels"] / bare.wall)
+            yield what, n, "output voxels per s / bare forward's", speed, wanted, ours
+            yield "the same", n, "output voxels per CPU s / bare forward's", speed * (ours.wall / ours.cpu) / (bare.wall / bare.cpu), "", ours
+            split = ", ".join(f"{k} {s:.1f}" for k, s in ours.said["split"].items())
+            yield (
+                f"the same: {split} s; network idle {100 * ours['idle']:.0f} %",
+                n,
+                "peak GB of a task / declared",
+                ours["task_peak_gb"] / ours["declared_gb"],
+                "",
+                ours,
+            )
 
 
 def kernel_density(folder: Path, n: int, repeats: int):

@@ -326,72 +326,121 @@ def distances(folder: str, out: str, *names: str) -> dict:
     return facts
 
 
-def _network(folder: str) -> str:
-    """The file of the pinned network: a 2D U-Net with 16 base channels, of no training."""
+#: planes of the pinned volume that a network of so many base channels goes over, so that a CPU is done in a minute
+PLANES = {16: 128, 64: 16}
+
+
+def _network(folder: str, base: int) -> str:
+    """The file of the pinned network: a 2D U-Net of no training."""
     import torch
 
     from vemray.models.files import Facts, Normalisation, save_native
     from vemray.models.networks import UNet
 
     torch.manual_seed(0)
-    net = UNet(2, base=16, depth=3)
-    path = f"{folder}.vemray"
+    net = UNet(2, base=base, depth=3)
+    path = f"{folder}-{base}.vemray"
     fixed = Normalisation(method="fixed", low=0, high=255)
     save_native(path, net, Facts(classes=["background", "a"], dims=2, voxel_nm=(8, 8, 8), stride=net.stride, halo=net.halo, normalisation=fixed))
     return path
 
 
-def _planes(volume: str) -> str:
-    """Every sixteenth plane of the pinned volume, so that a CPU is done in minutes."""
+def _planes(volume: str, n: int, url: str) -> None:
+    """`n` planes of the pinned volume, evenly, as a volume of their own at `url`."""
     from vemray.geometry import Box, Spacing
     from vemray.store.volume import create
 
     v = _volume(volume, "prob")
-    url = f"{volume}-planes.zarr"
-    w = create(url, (32, *v.shape[1:]), "uint8", Spacing(8, 8, 8), shard=(64, 512, 512), chunk=(64, 64, 64), overwrite=True)
-    some = np.concatenate([v.read(Box((z, 0, 0), (z + 1, *v.shape[1:]))) for z in range(0, v.shape[0], v.shape[0] // 32)][:32])
-    for y in range(0, v.shape[1], 512):
-        for x in range(0, v.shape[2], 512):
-            box = Box((0, y, x), (32, min(y + 512, v.shape[1]), min(x + 512, v.shape[2])))
-            w.write(box, some[box.slices])
-    return url
+    w = create(url, (n, *v.shape[1:]), "uint8", Spacing(8, 8, 8), shard=(32, 512, 512), chunk=(32, 64, 64), overwrite=True)
+    some = np.concatenate([v.read(Box((z, 0, 0), (z + 1, *v.shape[1:]))) for z in range(0, v.shape[0], v.shape[0] // n)][:n])
+    for z in range(0, n, 32):
+        for y in range(0, v.shape[1], 512):
+            for x in range(0, v.shape[2], 512):
+                box = Box((z, y, x), (min(z + 32, n), min(y + 512, v.shape[1]), min(x + 512, v.shape[2])))
+                w.write(box, some[box.slices])
 
 
-def forward(volume: str) -> dict:
-    """The bare forward pass over whole planes in memory, cut into tiles of 256 x 256 in batches of four: the network as vemray runs it (batch
-    normalisation folded, memory kept), so that the ratio shows nothing but what surrounds it."""
+def _member(volume: str, base: int, device: str, precision: str):
+    """The network as `infer` runs it over those planes, and their shape."""
+    from vemray.models.member import Member
+
+    shape = (PLANES[base], *_volume(volume, "prob").shape[1:])
+    return Member(_network(f"{volume}-forward", base), device=device, precision=precision), shape
+
+
+def forward(volume: str, base: str, device: str = "cpu", precision: str = "float32") -> dict:
+    """The bare forward pass on tiles that lie in memory (a GPU's own, on a GPU): the same tiles, batches and precision as `infer` uses, batch
+    normalisation folded and memory kept, so that the ratio shows nothing but what surrounds it. Voxels are those of the result: a halo is not counted."""
     import torch
 
-    from vemray.models import files
+    from vemray.geometry import Box
     from vemray.run.threads import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)
-    model = files.load(_network(f"{volume}-forward"))
-    edge = 256
-    planes = np.zeros((32, 512, 512), np.float32)
-    tiles = torch.from_numpy(planes.reshape(32, 2, edge, 2, edge).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 1, edge, edge).copy())
+    member, shape = _member(volume, int(base), device, precision)
+    model, (zs, ys, xs) = member.model(), member.meeting(shape, Box.of(shape))
+    n = member.places(shape)
+    batches = [(min(n, shape[0] - z), y, x) for z in range(0, len(zs), n) for y in ys for x in xs]
+    sizes = {(k, y.window[1] - y.window[0], x.window[1] - x.window[0]) for k, y, x in batches}
     with torch.inference_mode():
-        model.module(tiles[0].contiguous(memory_format=torch.channels_last))
+        resident = {(k, h, w): torch.rand((k, 1, h, w)).to(device).to(model.dtype).contiguous(memory_format=torch.channels_last) for k, h, w in sizes}
+        for x in resident.values():
+            model.module(x).float().softmax(1)
+        if device == "cuda":
+            torch.cuda.synchronize()
         clock = Clock()
-        for t in tiles:
-            model.module(t.contiguous(memory_format=torch.channels_last)).softmax(1)
-    return {**clock.read(), "voxels": planes.size}
+        for k, y, x in batches:
+            model.module(resident[k, y.window[1] - y.window[0], x.window[1] - x.window[0]]).float().softmax(1)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return {**clock.read(), "voxels": int(np.prod(shape)), "batch": n}
 
 
-def infer(volume: str, out: str) -> dict:
+def infer(volume: str, out: str, base: str, device: str = "cpu", precision: str = "float32") -> dict:
+    """From the volume at OUT/planes.zarr to OUT/result, both in a folder or on S3. `split`: seconds of reading and decoding, of the network, of cutting,
+    normalising and rounding (copy), of encoding and writing; they overlap, so they may add up to more than the wall time."""
     import torch  # noqa: F401  imports are not timed
 
-    path = _network(out)
-    url = _planes(volume)
+    from vemray.models.native import TorchModel
     from vemray.run.api import run, source
+    from vemray.store import access
 
-    src = {"v": source("v", url)}
-    shutil.rmtree(out, ignore_errors=True)
+    member, shape = _member(volume, int(base), device, precision)
+    network = [0.0]
+    begin = TorchModel.begin
+
+    def timed(self, batch):
+        """The network's own seconds: on a GPU, those in which it is waited for."""
+        t0 = time.perf_counter()
+        end = begin(self, batch)
+        network[0] += time.perf_counter() - t0
+
+        def wait():
+            t0 = time.perf_counter()
+            scores = end()
+            network[0] += time.perf_counter() - t0
+            return scores
+
+        return wait
+
+    TorchModel.begin = timed
+    access.remove(out)
+    _planes(volume, PLANES[int(base)], f"{out}/planes.zarr")
+    src = {"v": source("v", f"{out}/planes.zarr")}
+    steps = {"p": {"op": "infer", "image": "v", "model": member.path, "device": device, "precision": precision}}
+    from vemray.plan import Options
+
+    member.model()  # neither is loading the network: a run does it once, whatever its size
     clock = Clock()
-    steps = {"p": {"op": "infer", "image": "v", "model": path, "device": "cpu"}}
-    run(_recipe("image", steps, ["p"]), src, out, runner="serial", options=_options(256), report=False, listeners=(lambda e: None,))
-    return {**clock.read(), "voxels": int(np.prod(src["v"].volume.shape))}
+    done = run(
+        _recipe("image", steps, ["p"]), src, f"{out}/result", runner="serial", options=Options((256,) * 3, (32, 64, 64)), report=False,
+        listeners=(lambda e: None,),
+    )  # fmt: skip
+    facts = clock.read()
+    (stage,) = (s for s in done.run["stages"] if s["name"] == "p")
+    split = {"read": stage["read_seconds"], "copy": stage["compute_seconds"] - network[0], "network": network[0], "write": stage["write_seconds"]}
+    return {**facts, "voxels": int(np.prod(shape)), "split": {k: round(v, 2) for k, v in split.items()}, "idle": stage["idle"], **_memory(done)}
 
 
 #: of the kernel density: about as many pores to the um3 as a layer of 200 nm with 15 to the um2 has

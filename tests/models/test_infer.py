@@ -7,11 +7,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from networks_for_tests import small_model  # noqa: E402
+
 from vemray.errors import ModelError, RecipeError  # noqa: E402
 from vemray.geometry import Grid, Spacing  # noqa: E402
+from vemray.models import member  # noqa: E402
 from vemray.models.files import load  # noqa: E402
 from vemray.models.infer import Infer, InferMerge, InferTiles  # noqa: E402
-from vemray.models.member import Member  # noqa: E402
+from vemray.models.member import BATCH_BYTES, Member  # noqa: E402
+from vemray.models.native import TorchModel  # noqa: E402
 from vemray.models.networks import UNet  # noqa: E402
 from vemray.ops.base import ArraySpec, Site  # noqa: E402
 from vemray.training.train import Facts, Normalisation, save_native  # noqa: E402
@@ -88,9 +92,9 @@ def test_tiles_outside_the_mask_are_not_computed(tmp_path, monkeypatch):
     image, mask = np.ones((64, 128, 128), np.uint8), np.zeros((64, 128, 128), bool)
     mask[3, 5, 5] = True
     computed = []
-    real = Member._predict
+    real = Member._begin
     monkeypatch.setattr(
-        Member, "_predict", lambda self, m, i, c, tiles, site: computed.extend(t for t in tiles if t) or real(self, m, i, c, tiles, site)
+        Member, "_begin", lambda self, m, i, c, tiles, site: computed.extend(t for t in tiles if t) or real(self, m, i, c, tiles, site)
     )
     InferTiles(str(tmp_path / "m.vemray"), tile=64)(image, None, mask, site=Site.whole(ArraySpec(image.shape, "uint8", SPACING)))
     assert [(z.core, y.core, x.core) for z, y, x in computed] == [((3, 4), (0, 64), (0, 64))]
@@ -159,3 +163,57 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ModelError):
         load(tmp_path / "empty.vemray")
     assert not (tmp_path.parent / "escape").exists()
+
+
+@pytest.mark.parametrize("precision, most", [("bf16", 0.05), ("fp16", 0.01)])
+def test_lower_precision_stays_near_and_blocks_equal_the_whole(tmp_path, precision, most):
+    path, image = small_model(tmp_path / "m.vemray", gain=3), np.random.default_rng(0).integers(0, 255, (3, 61, 50)).astype(np.uint8)
+    spec = ArraySpec(image.shape, "uint8", SPACING)
+    op, full = InferTiles(path, tile=32, precision=precision), InferTiles(path, tile=32)
+    op.check(spec)
+    got, want = (o(image, None, site=Site.whole(spec))["a"] for o in (op, full))
+    assert 0 < np.abs(got.astype(int) - want).max() <= 255 * most
+    np.testing.assert_array_equal(blockwise(op, image, spec, (2, 32, 32))["a"], got)
+    assert op.facts()["precision"] == precision and full.facts()["precision"] == "float32"
+
+
+def test_precision_that_cannot_be(tmp_path):
+    from vemray.models.files import save_onnx
+
+    path = small_model(tmp_path / "m.vemray")
+    save_onnx(tmp_path / "m.onnx", load(path))
+    with pytest.raises(RecipeError, match="m.onnx runs in float32 only"):
+        InferTiles(str(tmp_path / "m.onnx"), precision="bf16").check(ArraySpec(SHAPE, "uint8", SPACING))
+    with pytest.raises(ModelError, match="m.onnx runs in float32 only"):
+        load(tmp_path / "m.onnx", precision="fp16")
+    loud = small_model(tmp_path / "loud.vemray", gain=100)
+    with pytest.raises(ModelError, match="loud.vemray.*too large for fp16.*bf16"):
+        load(loud, precision="fp16").predict(np.ones((1, 1, 32, 32), np.float32))
+
+
+def test_the_batch_follows_from_the_model_and_the_tile(tmp_path):
+    """Never from what memory is free: the same recipe gives the same bits on any machine of a kind."""
+    small, wide = (InferTiles(small_model(tmp_path / f"{b}.vemray", base=b), tile=128).members[0] for b in (4, 64))
+    shape = (64, 128, 128)
+    for m in (small, wide):
+        assert m.places(shape) * m.window_voxels(shape) * m.about.memory <= BATCH_BYTES["cpu"]
+    assert small.places(shape) > 4 * wide.places(shape) >= 4
+
+
+def test_a_model_that_computes_while_the_next_batch_is_cut_gives_the_same(tmp_path, monkeypatch):
+    """As on a GPU: results are taken one batch later than begun, in order."""
+    path, image = small_model(tmp_path / "m.vemray", gain=3), np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
+    spec = ArraySpec(SHAPE, "uint8", SPACING)
+    want = InferTiles(path, tile=64)(image, None, site=Site.whole(spec))
+    order, real = [], TorchModel.begin
+
+    def begin(self, batch):
+        order.append("begin")
+        end = real(self, batch)
+        return lambda: (order.append("end"), end())[1]
+
+    monkeypatch.setattr(TorchModel, "begin", begin)
+    monkeypatch.setitem(member.AHEAD, "cpu", 1)
+    for name, array in InferTiles(path, tile=64)(image, None, site=Site.whole(spec)).items():
+        np.testing.assert_array_equal(array, want[name])
+    assert order[:3] == ["begin", "begin", "end"] and order.count("begin") == order.count("end")

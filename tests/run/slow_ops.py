@@ -69,6 +69,23 @@ class CountedInfer(InferTiles):
     __hash__ = InferTiles.__hash__
 
 
+@register("poisoned_infer", hidden=False)
+@dataclass(frozen=True)
+class PoisonedInfer(InferTiles):
+    """A network that fails on blocks that begin along z where the file `poison` says; each block leaves a line in `poison`.log."""
+
+    poison: str = ""
+
+    def __call__(self, *arrays, site):
+        with open(self.poison + ".log", "a") as f:
+            f.write(f"{site.write}\n")
+        if str(site.write.start[0]) in open(self.poison).read().split():
+            raise ValueError("NaN in the weights")
+        return super().__call__(*arrays, site=site)
+
+    __hash__ = InferTiles.__hash__
+
+
 class CannotMerge:
     def merge(self, upper, axis):
         raise ValueError("this cannot be merged")

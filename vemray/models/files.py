@@ -48,10 +48,11 @@ def load_facts(path: str | Path) -> Facts:
     return module.read_facts(p)
 
 
-def load(path: str | Path, device: str = "cpu") -> Model:
-    """The model, ready to predict on `device` ('cpu' or 'cuda'). ModelError."""
+def load(path: str | Path, device: str = "cpu", precision: str = "float32") -> Model:
+    """The model, ready to predict on `device` ('cpu' or 'cuda') in float32, bf16 or fp16. ModelError."""
     module, p = _reader(path)
-    return module.read(p, device)
+    model = module.read(p, device)
+    return model if precision == "float32" else model.in_precision(precision)
 
 
 def parts(path: str | Path) -> tuple[str, ...]:

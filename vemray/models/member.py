@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,8 +23,11 @@ from vemray.models.sums import Sums, picked, taken
 from vemray.models.tiles import Tile, blend_tiles, even_edge, exact_tiles, ramp, reflected
 from vemray.ops.base import ArraySpec, Site
 
-#: voxels that go through the network together: what keeps the activations of a small network in some hundred MB, or a GPU busy
-BATCH_VOXELS = {"cpu": 1 << 18, "cuda": 1 << 22}
+#: bytes of the activations of planes that go through the network together; a GPU needs as many to be busy. Never what is free just now: the last bit of a
+#: result may depend on the batch, which so follows from the model and the tile alone
+BATCH_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
+#: batches that a GPU has to do while one is taken from it
+AHEAD = {"cpu": 0, "cuda": 1}
 #: default tiles are at most about this long, and multiples of the usual chunk
 MOST_EDGE, EDGE_UNIT = {2: 1024, 3: 96}, {2: 64, 3: 32}
 #: a block of a 2D network is at least this thick
@@ -38,8 +42,8 @@ def _facts(path: str, stamp: tuple) -> files.Facts:
 
 
 @functools.lru_cache(maxsize=16)
-def _model(path: str, stamp: tuple, device: str) -> files.Model:
-    return files.load(path, device)
+def _model(path: str, stamp: tuple, device: str, precision: str) -> files.Model:
+    return files.load(path, device, precision)
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,14 @@ class Member:
     batch: int | None = None
     device: str = "cpu"
     tta: str = "none"
+    precision: str = "float32"
 
     @property
     def about(self) -> files.Facts:
         return _facts(self.path, files.stamp(self.path))
 
     def model(self) -> files.Model:
-        return _model(self.path, files.stamp(self.path), self.device)
+        return _model(self.path, files.stamp(self.path), self.device, self.precision)
 
     @property
     def blend(self) -> bool:
@@ -122,6 +127,8 @@ class Member:
         wide = np.issubdtype(image.dtype, np.integer) and np.dtype(image.dtype).itemsize > 2
         if wide and (a.normalisation.method == "dtype" or a.gives == "image"):
             raise RecipeError(f"the model {self.path} takes images of 8 or 16 bits or float32, not {image.dtype}. Convert it with rescale.")
+        if self.precision != "float32" and not self.path.endswith(".vemray"):
+            raise RecipeError(f"the model {self.path} runs in float32 only: leave 'precision' out, or use a .vemray model.")
         if a.batch and self.batch and a.batch != self.batch:
             raise RecipeError(f"the model {self.path} takes batches of {a.batch} only: leave 'batch' out.")
         if a.window and self.tile:
@@ -234,7 +241,7 @@ class Member:
             return a.batch or self.batch
         if a.dims == 3:
             return 1
-        fit = BATCH_VOXELS[self.device] // self.window_voxels(shape)
+        fit = int(BATCH_BYTES[self.device] // (self.window_voxels(shape) * a.memory))
         return 1 << min(6, max(1, fit).bit_length() - 1)  # a power of two, as chunks are: blocks then seldom cut a batch
 
     def network_bytes(self, shape: Int3) -> float:
@@ -262,12 +269,8 @@ class Member:
             lo, hi = max(slab[0].core[0], site.write.start[0]), min(slab[-1].core[1], site.write.stop[0])
             box = Box((lo, *site.write.start[1:]), (hi, *site.write.stop[1:]))
             sink = Sums(box.shape, len(layers)) if self.blend else None
-            for tiles in self._batches(slab, ys, xs, site.shape):
-                if mask is not None:  # a tile that nobody asked for leaves its place in the batch empty
-                    tiles = [t if t and mask[_core(t).intersect(box).within(site.read).slices].any() else None for t in tiles]
-                    if not any(tiles):
-                        continue
-                scores = self._predict(model, image, constants, tiles, site)
+            batches = self._asked(self._batches(slab, ys, xs, site.shape), mask, box, site)
+            for tiles, scores in self._predicted(model, image, constants, batches, site):
                 for s, t in zip(scores, tiles):
                     part = _core(t).intersect(box) if t else None
                     if not part or not part.size:
@@ -310,7 +313,27 @@ class Member:
                     filled = {t.core[0] - first: (t, ty, tx) for t in slab}
                     yield [filled.get(i) for i in range(places)]
 
-    def _predict(self, model: files.Model, image: np.ndarray, constants, tiles: list[Tile3 | None], site: Site) -> np.ndarray:
+    def _asked(self, batches: Iterator, mask: np.ndarray | None, box: Box, site: Site) -> Iterator[list[Tile3 | None]]:
+        """A tile that nobody asked for leaves its place in the batch empty, and a batch without any is left out."""
+        for tiles in batches:
+            if mask is not None:
+                tiles = [t if t and mask[_core(t).intersect(box).within(site.read).slices].any() else None for t in tiles]
+            if any(tiles):
+                yield tiles
+
+    def _predicted(self, model: files.Model, image: np.ndarray, constants, batches: Iterator, site: Site) -> Iterator:
+        """(tiles, scores) in order. While a GPU has one batch, the next is cut and sent, and only then the first taken from it."""
+        begun: deque = deque()
+        for tiles in batches:
+            begun.append((tiles, self._begin(model, image, constants, tiles, site)))
+            if len(begun) > AHEAD[self.device]:
+                tiles, end = begun.popleft()
+                yield tiles, end()
+        for tiles, end in begun:
+            yield tiles, end()
+
+    def _begin(self, model: files.Model, image: np.ndarray, constants, tiles: list[Tile3 | None], site: Site):
+        """Starts to predict; returns what gives the scores."""
         a = self.about
         window = [t.window[1] - t.window[0] for t in next(t for t in tiles if t is not None)]
         batch = np.zeros((len(tiles), a.channels, *window[3 - a.dims :]), np.float32)
@@ -318,13 +341,18 @@ class Member:
             if t is not None:
                 at = [reflected(*w.window, n) - r for w, n, r in zip(t, site.shape, site.read.start)]
                 normalised(taken(image, at).reshape(place.shape), constants, place)
-        total = None
         shown = views(self.tta, a.dims)
+        if len(shown) == 1:
+            return model.begin(batch)
+        return functools.partial(self._mean_of, model, batch, shown)
+
+    @staticmethod
+    def _mean_of(model: files.Model, batch: np.ndarray, shown: tuple[View, ...]) -> np.ndarray:
+        total = None
         for view in shown:
             y = view.back(model.predict(view.there(batch)))
             total = y if total is None else np.add(total, y, out=total)
-        if len(shown) > 1:
-            total *= np.float32(1 / len(shown))
+        total *= np.float32(1 / len(shown))
         return total
 
     def _weights(self, tiles: Tile3, part: Box, shape: Int3) -> np.ndarray:

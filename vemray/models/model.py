@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from vemray.errors import ModelError
@@ -16,6 +18,15 @@ class Model:
     def predict(self, batch: np.ndarray) -> np.ndarray:
         """float32 (B, channels, [Z,] Y, X) -> float32 probabilities (B, classes, [Z,] Y, X). ModelError where the channels do not fit."""
         raise ModelError(f"{type(self).__name__} cannot predict.")
+
+    def begin(self, batch: np.ndarray) -> Callable[[], np.ndarray]:
+        """Start to predict; the result is what the returned function gives. On a GPU other work can be done meanwhile."""
+        scores = self.predict(batch)
+        return lambda: scores
+
+    def in_precision(self, precision: str) -> Model:
+        """The model in bf16 or fp16. ModelError where it runs in float32 only."""
+        raise ModelError(f"{getattr(self, 'path', 'this model')} runs in float32 only: leave 'precision' out, or use a .vemray model.")
 
     def check_input(self, batch: np.ndarray) -> None:
         f = self.facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import lzma
 import zipfile
@@ -23,8 +24,8 @@ BROKEN = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, 
 
 
 class TorchModel(Model):
-    """`module` run by torch in inference mode, with batch normalisation folded away, in float32. On the CPU always in one thread, since the last
-    bit differs between one thread and two."""
+    """`module` run by torch in inference mode, with batch normalisation folded away, in float32 unless asked otherwise. On the CPU always in one
+    thread, since the last bit differs between one thread and two."""
 
     def __init__(self, facts: Facts, module, device: str = "cpu", path: str | Path = "model"):
         import torch
@@ -40,8 +41,20 @@ class TorchModel(Model):
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.format = torch.channels_last if facts.dims == 2 else torch.channels_last_3d
         self.module = folded(module.eval()).to(device).to(memory_format=self.format)
+        self.dtype = torch.float32
+
+    def in_precision(self, precision: str) -> TorchModel:
+        """Weights and activations in bf16 or fp16; scores become probabilities in float32."""
+        import torch
+
+        self.dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.module.to(self.dtype)
+        return self
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
+        return self.begin(batch)()
+
+    def begin(self, batch: np.ndarray):
         import torch
 
         self.check_input(batch)
@@ -50,16 +63,33 @@ class TorchModel(Model):
             if threads != 1:  # a setting of the calling thread, so it is looked at for each call
                 torch.set_num_threads(1)
             with torch.inference_mode():
-                x = torch.from_numpy(np.ascontiguousarray(batch, np.float32)).to(self.device).contiguous(memory_format=self.format)
-                y = self.module(x)
+                x = torch.from_numpy(np.ascontiguousarray(batch, np.float32))
+                x = (x.pin_memory() if self.device == "cuda" else x).to(self.device, non_blocking=True)
+                y = self.module(x.to(self.dtype).contiguous(memory_format=self.format))
                 self.check_output(y, self.path)
+                y = y.float()
+                if self.dtype == torch.float16 and not bool(y.isfinite().all()):
+                    raise ModelError(f"{self.path}: the network's numbers are too large for fp16. Say precision: bf16 or float32.")
                 y = y.softmax(1) if self.facts.activation == "softmax" else y.sigmoid() if self.facts.activation == "sigmoid" else y
-                return y.float().cpu().numpy()
+                if self.device != "cuda":
+                    scores = y.numpy()
+                    return lambda: scores
+                out = torch.empty(y.shape, dtype=y.dtype, pin_memory=True)
+                out.copy_(y, non_blocking=True)
+                done = torch.cuda.Event()
+                done.record()
+                return functools.partial(_waited, done, out)
         except RuntimeError as e:
             raise ModelError(f"{self.path}: the network cannot take a batch of {batch.shape}: {str(e).splitlines()[0]}") from e
         finally:
             if threads != 1:
                 torch.set_num_threads(threads)
+
+
+def _waited(done, out) -> np.ndarray:
+    """The array in `out` once the GPU has come to `done`."""
+    done.synchronize()
+    return out.numpy()
 
 
 def save(path: str | Path, module, facts: Facts) -> None:

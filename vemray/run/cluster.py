@@ -77,6 +77,7 @@ class TaskPool:
         self.pending[stats] = (index, bundle)
 
     def wait(self) -> list[tuple[int, Any, Any]]:
+        """[(index, stats, handle of the partial)] of blocks that are finished, maybe none; the error in place of the stats where one failed."""
         ready, _ = ray.wait(list(self.pending), num_returns=1, timeout=1.0)
         if not ready:
             return []
@@ -84,7 +85,10 @@ class TaskPool:
         out = []
         for ref in ready:
             index, bundle = self.pending.pop(ref)
-            out.append((index, _get(ref), bundle))
+            try:
+                out.append((index, _get(ref), bundle))
+            except BlockError as e:
+                out.append((index, e, None))
         return out
 
     def close(self, cancel: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Runs a plan: stage after stage, block after block, each finished group into the ledger, so that any crash resumes.
 
 Runner: .name .workers .window
-        .pool(work, memory_bytes, actors) -> pool with .submit(index), .wait() -> [(index, stats, handle)], .in_flight, .notice, .close()
+        .pool(work, memory_bytes, actors) -> pool with .submit(index), .wait() -> [(index, stats or BlockError, handle)], .in_flight, .notice, .close()
         .call(fn, *args, returns=1, cpus=1) -> handle, or a tuple of them (args may be handles)
         .ready(handle, seconds) -> bool       .get(handle) -> value       .close()
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vemray.errors import BlockError, VemrayError
@@ -42,6 +42,8 @@ from vemray.store.volume import open as open_volume
 
 #: blocks of one ledger group are the cube of SIDE^3 neighbours
 SIDE = 2
+#: a block that fails leaves the others to be finished, unless this many have and they are more than this share of those that are done
+MOST_FAILED, SHARE_FAILED = 16, 0.1
 
 
 @dataclass
@@ -53,6 +55,12 @@ class Tally:
     bytes_read: int = 0
     bytes_written: int = 0
     peak_rss: int = 0
+    #: of blocks with a model: seconds of reading, computing, writing
+    read_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    write_seconds: float = 0.0
+    #: from a worker's first block to the end of its last, by where it is
+    spans: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
 
     def add(self, s: Stats) -> None:
         self.blocks += 1
@@ -60,6 +68,21 @@ class Tally:
         self.bytes_read += s.bytes_read
         self.bytes_written += s.bytes_written
         self.peak_rss = max(self.peak_rss, s.peak_rss)
+        if s.compute_seconds:
+            self.read_seconds += s.read_seconds
+            self.compute_seconds += s.compute_seconds
+            self.write_seconds += s.write_seconds
+            first, last = self.spans.get((s.node, s.pid), (s.began, s.began))
+            self.spans[s.node, s.pid] = min(first, s.began), max(last, s.began + s.seconds)
+
+    def model_facts(self) -> dict[str, Any]:
+        """Of a stage with a model: how many held it, and the share of their time, each from its first block to its last, in which the network did
+        not run."""
+        held = sum(b - a for a, b in self.spans.values())
+        if not held:
+            return {}
+        parts = {f"{k}_seconds": round(getattr(self, f"{k}_seconds"), 3) for k in ("read", "compute", "write")}
+        return {"holders": len(self.spans), "idle": round(max(0.0, 1 - self.compute_seconds / held), 4), **parts}
 
 
 def save_group(ledger: PassLedger, coords: Int3, blocks: list[Int3], *partials: Any) -> tuple[None, Any]:
@@ -67,6 +90,11 @@ def save_group(ledger: PassLedger, coords: Int3, blocks: list[Int3], *partials: 
     merged = merge_cube(blocks, *partials)
     ledger.save(coords, merged)
     return None, merged
+
+
+def save_block(ledger: PassLedger, index: int, partial: Any) -> None:
+    """Record one block of a group that cannot be finished. Runs as a task."""
+    ledger.save_block(index, partial)
 
 
 def named(step: str, fn: Callable, *args: Any) -> Any:
@@ -176,7 +204,7 @@ class Engine:
                 "name": stage.name, "title": stage.title, "kind": stage.kind, "key": stage.key, "seconds": round(time.time() - t0, 3),
                 "blocks": len(stage.grid) if stage.grid else 1, "blocks_run": tally.blocks, "cpu_seconds": round(tally.cpu_seconds, 3),
                 "memory_bytes": stage.memory_bytes, "peak_bytes": tally.peak_rss, "bytes_read": tally.bytes_read, "bytes_written": tally.bytes_written,
-                "outputs": {self.relative(r): self.key(r) for r in stage.outputs}, **extra,
+                "outputs": {self.relative(r): self.key(r) for r in stage.outputs}, **tally.model_facts(), **extra,
             }  # fmt: skip
             self.heartbeat()  # no longer ours: then it is not ours to call complete either
             ledger.finish(record)
@@ -185,7 +213,7 @@ class Engine:
             self.ledgers[ledger] = (record, None)
             self.claims.update({path: (key, record) for path, key in record["outputs"].items()})
             self.records.append({**record, "skipped": False})
-            self.events("stage_done", stage=stage.name, seconds=record["seconds"], blocks_run=tally.blocks)
+            self.events("stage_done", stage=stage.name, seconds=record["seconds"], blocks_run=tally.blocks, **tally.model_facts())
         if not self.keep_scratch:
             access.remove(access.join(self.out, "scratch"))
         return self.records
@@ -239,11 +267,14 @@ class Engine:
     # blocks -----------------------------------------------------------------------------------------------------------
 
     def _pass(self, stage: Stage, work: Work | PyramidWork, ledger: StageLedger, name: str, tally: Tally) -> Any:
-        """Every block of the grid once, groups in Morton order, partials merged in a tree. Returns the root's handle."""
+        """Every block of the grid once, groups in Morton order, partials merged in a tree. Returns the root's handle.
+
+        A block that fails is left out: the others are finished and recorded, and then one BlockError names those that failed."""
         grid: Grid = work.grid
         groups = ledger.passed(name.replace(" ", "") or "blocks", grid)
         done = groups.done()
-        before = sum(len(grid.group(c, SIDE)) for c in done)
+        kept = {i for i in groups.blocks() if tuple(c // SIDE for c in grid.coords(i)) not in done}
+        before = sum(len(grid.group(c, SIDE)) for c in done) + len(kept)
         self.events("stage", stage=stage.name, title=stage.title, pass_name=name, blocks=len(grid), done=before)
         counts = tuple(-(-n // SIDE) for n in grid.counts)
         tree = Tree(counts, lambda fn, *args: self._call(stage, fn, *args))
@@ -253,6 +284,7 @@ class Engine:
         open_groups: dict[Int3, dict[int, Any]] = {}
         group_of: dict[int, tuple[Int3, list[int]]] = {}
         saving: list[tuple[Any, int]] = []
+        failed: dict[int, BlockError] = {}
         t0, finished = time.time(), before
         voxels = grid.shape[0] * grid.shape[1] * grid.shape[2] / max(1, len(grid))
         interval = max(SIDE**3, self.runner.window)
@@ -260,6 +292,20 @@ class Engine:
         def unsaved() -> int:
             """Blocks that are done but not in the ledger: what a crash now would lose beside those in flight."""
             return sum(map(len, open_groups.values())) + sum(n for _, n in saving)
+
+        def record(coords: Int3, whole: bool) -> None:
+            """A group of which nothing is in flight any more; where blocks have failed, the others one by one."""
+            parts = open_groups.pop(coords)
+            if whole:
+                indices = grid.group(coords, SIDE)
+                cells = [grid.coords(i) for i in indices]
+                done, merged = self._call(stage, save_group, groups, coords, cells, *[parts[i] for i in indices], **save)
+                saving.append((done, len(indices)))
+                tree.add(coords, merged)
+                return
+            for i, handle in parts.items():
+                if i not in kept:
+                    saving.append((self._call(stage, save_block, groups, i, handle, cpus=save["cpus"]), 1))
 
         def settle(seconds: float = 0.0) -> None:
             """Forget the saves that are through; an error of one is raised here."""
@@ -271,21 +317,25 @@ class Engine:
         def collect() -> None:
             nonlocal finished
             for index, stats, handle in pool.wait():
-                tally.add(stats)
-                finished += 1
                 coords, indices = group_of.pop(index)
-                open_groups[coords][index] = handle
-                if len(open_groups[coords]) == len(indices):
-                    parts = open_groups.pop(coords)
-                    cells = [grid.coords(i) for i in indices]
-                    done, merged = self._call(stage, save_group, groups, coords, cells, *[parts[i] for i in indices], **save)
-                    saving.append((done, len(indices)))
-                    tree.add(coords, merged)
+                if isinstance(stats, BlockError):
+                    failed[index] = stats
+                    self.events("note", text=f"{stage.name}: block {index} failed; the others go on. {stats}")
+                else:
+                    tally.add(stats)
+                    finished += 1
+                    open_groups[coords][index] = handle
+                if len(open_groups[coords]) + sum(i in failed for i in indices) == len(indices):
+                    record(coords, whole=len(open_groups[coords]) == len(indices))
+                if index in failed:
+                    continue
                 rate = (finished - before) / max(1e-6, time.time() - t0)
                 self.events(
                     "blocks", stage=stage.name, done=finished, blocks=len(grid), rate=round(rate * voxels / 1e6, 3),
                     remaining=round((len(grid) - finished) / max(rate, 1e-9), 1), block=index, seconds=round(stats.seconds, 3), pid=stats.pid,
                 )  # fmt: skip
+            if len(failed) >= MOST_FAILED and len(failed) > SHARE_FAILED * (finished - before):
+                raise _Hopeless
             if notice := pool.notice:
                 pool.notice = ""
                 self.events("note", text=f"{stage.name}: {notice}")
@@ -297,21 +347,30 @@ class Engine:
                 if coords in done:
                     tree.add(coords, self._call(stage, groups.load, coords))
                     continue
-                open_groups[coords] = {}
+                open_groups[coords] = {i: self._call(stage, groups.load_block, i) for i in indices if i in kept}
                 for i in indices:
+                    if i in kept:
+                        continue
                     group_of[i] = (coords, indices)
                     while pool.in_flight >= self.runner.window or (pool.in_flight and unsaved() >= interval):
                         collect()
                     pool.submit(i)
             while pool.in_flight:
                 collect()
+        except _Hopeless:
+            pool.close(cancel=True)
+            for coords in list(open_groups):
+                record(coords, whole=False)
         except BaseException:
             pool.close(cancel=True)
             raise
-        pool.close()
+        else:
+            pool.close()
         while saving:
             settle(1.0)
             self.heartbeat()
+        if failed:
+            raise _failure(stage, failed, finished, grid)
         return tree.root
 
     def _pyramid(self, ref: str, volume: Volume, stage: Stage, ledger: StageLedger, tally: Tally) -> None:
@@ -370,6 +429,27 @@ class Engine:
             url, spec.shape, spec.dtype, spec.spacing, kind=spec.kind, shard=stage.grid.block_shape, chunk=self.options.chunk, levels=levels,
             origin_nm=spec.origin_nm, name=name, attributes={"content_key": stage.target.key, "mark": mark}, overwrite=True,
         )  # fmt: skip
+
+
+class _Hopeless(Exception):
+    """So many blocks fail that the others are not tried."""
+
+
+def _failure(stage: Stage, failed: dict[int, BlockError], finished: int, grid: Grid) -> BlockError:
+    first = min(failed)
+    said = str(failed[first]).rstrip(".") + "."
+    left = len(grid) - finished - len(failed)
+    others = [f"{i} {grid.write_box(i)}" for i in sorted(failed) if i != first]
+    named = (
+        f" So did {'block' if len(others) == 1 else 'blocks'} {', '.join(others[:20])}{f' and {len(others) - 20} more' if len(others) > 20 else ''}."
+        if others
+        else ""
+    )
+    untried = f" {left} were not tried, since too many failed." if left else ""
+    return BlockError(
+        f"{said}{named}{untried} {finished} of the {len(grid)} blocks of '{stage.name}' are done and recorded: put right what was wrong and run the same "
+        "again into the same output; only the rest is done."
+    )
 
 
 def _marked(url: str, spec: ArraySpec | ArtefactSpec, mark: str) -> Volume | ArtefactFiles | None:

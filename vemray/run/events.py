@@ -108,6 +108,11 @@ class Status:
             self._write()
 
 
+def idle(e: dict) -> str:
+    """Of a stage with a model: how much of the time of those that hold it the network did not run."""
+    return f", {e['holders']} network{'s' * (e['holders'] != 1)}, idle {100 * e['idle']:.0f} %" if "idle" in e else ""
+
+
 def _blocks(n: int) -> str:
     return f"{n} block{'s' * (n != 1)}"
 
@@ -132,7 +137,7 @@ class Lines:
             self._say(f"{e['stage']}: {e['done']}/{_blocks(e['blocks'])}, {e['rate']:.1f} Mvoxel/s, {duration(e['remaining'])} left")
             self.last = time.time()
         elif kind == "stage_done":
-            self._say(f"{e['stage']}: " + ("unchanged, kept" if e.get("skipped") else f"done in {duration(e['seconds'])}"))
+            self._say(f"{e['stage']}: " + ("unchanged, kept" if e.get("skipped") else f"done in {duration(e['seconds'])}{idle(e)}"))
         elif kind == "note":
             self._say(e["text"])
         elif kind == "end":

@@ -9,13 +9,22 @@ import functools
 import sys
 
 #: what a worker process is started with
-WORKER_ENV = {v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")}
+WORKER_ENV = {
+    **{v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")},
+    # as keep_freed_memory: a worker has threads of its own before it runs the first block
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1), "MALLOC_ARENA_MAX": "1",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
 def single_threaded():
     with _libraries(len(sys.modules)).limit(limits=1):
         yield
+
+
+def hold_single_threaded() -> None:
+    """For the rest of this thread's life."""
+    _libraries(len(sys.modules)).limit(limits=1)
 
 
 @functools.lru_cache(maxsize=1)

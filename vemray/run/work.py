@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import platform
+import threading
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -35,6 +38,12 @@ class Stats:
     bytes_written: int = 0
     peak_rss: int = 0
     pid: int = 0
+    node: str = ""
+    began: float = 0.0  # seconds since the epoch
+    #: of a block with a model: reading its inputs, running the network (without waiting for it), writing
+    read_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    write_seconds: float = 0.0
 
 
 @dataclass
@@ -101,18 +110,23 @@ class Work:
         """Do block `index`. An error that is the operator's becomes a BlockError that names step, block and urls."""
         keep_freed_memory()
         t0, c0 = time.perf_counter(), time.process_time()
-        stats = Stats(index, pid=os.getpid())
+        stats = Stats(index, pid=os.getpid(), node=platform.node(), began=time.time())
         write = self.grid.write_box(index)
-        try:
+        with self.naming(index, write):
             bundle = self._block(index, write, stats)
+        stats.seconds, stats.cpu_seconds, stats.peak_rss = time.perf_counter() - t0, time.process_time() - c0, peak_rss()
+        return bundle, stats
+
+    @contextlib.contextmanager
+    def naming(self, index: int, write: Box):
+        try:
+            yield
         except (BlockError, StorageError):
             raise
         except Exception as e:
             urls = ", ".join(v.url for r, v in {**self.volumes, **self.artefacts}.items() if r not in self.target.outputs)
             said = str(e) if isinstance(e, VemrayError) else f"{type(e).__name__}: {e}"
             raise BlockError(f"step '{self.target.step}' ({self.target.op.name}), block {index} {write}, reading {urls}: {said}") from e
-        stats.seconds, stats.cpu_seconds, stats.peak_rss = time.perf_counter() - t0, time.process_time() - c0, peak_rss()
-        return bundle, stats
 
     def _block(self, index: int, write: Box, stats: Stats) -> Bundle | None:
         raise NotImplementedError
@@ -205,23 +219,62 @@ class MapWork(Work):
         return Bundle(self.measure(write, made, stats)) if self.riders else None
 
 
+@dataclass
+class InHand:
+    """A block of a stage with a model, between being read and being written."""
+
+    write: Box
+    site: Site
+    stats: Stats
+    began: float
+    args: list[Any] | None = None
+    out: dict[str, np.ndarray] | None = None
+
+
 class ModelWork(MapWork):
-    """A filter that holds a model. Reading and writing overlap with computing: an actor runs several blocks in threads, of which
-    one at a time computes."""
+    """A filter that holds a model, in three parts, so that blocks are read and written beside the one that is computed. An actor calls `run` in
+    several threads, of which one at a time computes; the serial runner computes in its main thread."""
 
-    def _block(self, index, write, stats):
-        import threading
-
+    def run(self, index):
         lock = self._loaded.setdefault("lock", threading.Lock())
-        site = self.site(self.target, write)
-        args = self.call_arguments(self.target, site, stats)
+        block = self.fetch(index)
         with lock:
-            out = self.target.op(*args, site=site)
-        out = out if isinstance(out, dict) else {"": out}
-        made = {f"{self.target.name}.{k}" if k else self.target.name: cropped(v, site) for k, v in out.items()}
-        for ref, array in made.items():
-            self.put(ref, write, array, stats)
-        return Bundle(self.measure(write, made, stats)) if self.riders else None
+            self.compute(block)
+        return self.store(block)
+
+    def fetch(self, index: int) -> InHand:
+        keep_freed_memory()
+        write = self.grid.write_box(index)
+        block = InHand(
+            write, self.site(self.target, write), Stats(index, pid=os.getpid(), node=platform.node(), began=time.time()), time.perf_counter()
+        )
+        with self._timed(block, "read"):
+            block.args = self.call_arguments(self.target, block.site, block.stats)
+        return block
+
+    def compute(self, block: InHand) -> None:
+        with self._timed(block, "compute"):
+            out = self.target.op(*block.args, site=block.site)
+            out = out if isinstance(out, dict) else {"": out}
+            block.out = {f"{self.target.name}.{k}" if k else self.target.name: cropped(v, block.site) for k, v in out.items()}
+            block.args = None
+
+    def store(self, block: InHand) -> tuple[Bundle | None, Stats]:
+        with self._timed(block, "write"):
+            for ref, array in block.out.items():
+                self.put(ref, block.write, array, block.stats)
+        with self.naming(block.stats.index, block.write):
+            bundle = Bundle(self.measure(block.write, block.out, block.stats)) if self.riders else None
+        block.stats.seconds, block.stats.peak_rss = time.perf_counter() - block.began, peak_rss()
+        return bundle, block.stats
+
+    @contextlib.contextmanager
+    def _timed(self, block: InHand, what: str):
+        t0, c0 = time.perf_counter(), time.thread_time()  # of this thread: others work on other blocks
+        with self.naming(block.stats.index, block.write):
+            yield
+        setattr(block.stats, f"{what}_seconds", time.perf_counter() - t0)
+        block.stats.cpu_seconds += time.thread_time() - c0
 
 
 class MeasureWork(Work):

@@ -1,7 +1,8 @@
-"""What is finished, so that a run resumes where it was: small create-once objects, never one per block, never changed in place.
+"""What is finished, so that a run resumes where it was: small create-once objects, never one per block but where blocks failed, never changed in place.
 
     ledger/<stage>-<key>/begun.json                         the stage has begun: its grid, and a mark that its volumes carry too
     ledger/<stage>-<key>/<pass>-<grid>/g-<z>-<y>-<x>        a finished group of neighbouring blocks, with its merged partial
+    ledger/<stage>-<key>/<pass>-<grid>/b-<index>            a finished block of a group in which another failed, with its partial
     ledger/<stage>-<key>/complete.json                      the whole stage is done: what it made, under which content keys
     ledger/lease.json                                       who runs now; renewed while it lives
     ledger/events/<run>-<n>.jsonl                           what happened
@@ -94,6 +95,19 @@ class PassLedger:
 
     def load(self, coords: Int3) -> Any:
         return pickle.loads(access.read_bytes(self.group_url(coords)))
+
+    def block_url(self, index: int) -> str:
+        return access.join(self.url, f"b-{index}")
+
+    def blocks(self) -> set[int]:
+        """Blocks that were saved by themselves."""
+        return {int(n[2:]) for n in access.list_names(self.url) if n.startswith("b-")}
+
+    def save_block(self, index: int, partial: Any) -> None:
+        access.write_bytes(self.block_url(index), pickle.dumps(partial, protocol=5))
+
+    def load_block(self, index: int) -> Any:
+        return pickle.loads(access.read_bytes(self.block_url(index)))
 
 
 class Lease:
