@@ -1,6 +1,9 @@
 """A network over a volume in blocks gives, bit for bit, what it gives over the whole; and bad models are refused by name."""
 
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,3 +220,31 @@ def test_a_model_that_computes_while_the_next_batch_is_cut_gives_the_same(tmp_pa
     for name, array in InferTiles(path, tile=64)(image, None, site=Site.whole(spec)).items():
         np.testing.assert_array_equal(array, want[name])
     assert order[:3] == ["begin", "begin", "end"] and order.count("begin") == order.count("end")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize(
+    "bases, edge, how", [([16], 512, {}), ([48], 512, {}), ([16], 256, {"tta": "turns"}), ([8, 16, 24], 256, {}), ([16], 512, {"precision": "bf16"})]
+)
+def test_the_declared_memory_is_enough(tmp_path, bases, edge, how):
+    """Loading the networks and computing a block, from the moment that torch is there."""
+    paths = [small_model(tmp_path / f"{b}.vemray", base=b, depth=3) for b in bases]
+    code = f"""
+import numpy as np, torch
+from vemray.geometry import Spacing
+from vemray.models.infer import InferTiles
+from vemray.ops.base import ArraySpec, Site
+from vemray.run.threads import keep_freed_memory
+keep_freed_memory()
+now = lambda of: int(next(line for line in open("/proc/self/status") if line.startswith(of)).split()[1]) * 1024
+spec = ArraySpec((8, {edge}, {edge}), "uint8", Spacing(8, 8, 8))
+image = np.random.default_rng(0).integers(0, 255, spec.shape).astype(np.uint8)
+op = InferTiles({paths!r}, **{how!r})
+op.check(spec)
+before = now("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+op(image, None, site=Site.whole(spec))
+print(now("VmHWM") - before, op.memory(spec) * image.size + op.fixed_memory())
+"""
+    took, declared = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert 0.25 * declared < took <= declared

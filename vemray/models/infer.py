@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -26,6 +27,8 @@ from vemray.ops.histogram import Histogram
 
 #: planes of an ensemble's sums that become bytes together
 STRIP = 16
+#: bytes that torch or ONNX Runtime takes at its first call, whatever the network
+LIBRARY = 32 << 20
 
 
 def device_of(asked: str) -> str:
@@ -78,7 +81,7 @@ Precision = Annotated[
     Literal["float32", "bf16", "fp16"],
     Field(
         description="numbers that the network computes with, of .vemray models. bf16 and fp16 are faster where the processor has them (GPUs; CPUs with "
-        "AVX-512 BF16 or AMX: bf16); probabilities then differ from float32's, of a trained network mostly by less than 0.02 (bf16) or 0.005 (fp16)"
+        "AVX-512 BF16: bf16); of a trained network nearly all probabilities differ from float32's by less than 0.01 (bf16) or 0.002 (fp16)"
     ),
 ]
 Axes = Annotated[
@@ -262,6 +265,10 @@ class InferTiles(Inference, Filter):
         voxels = math.prod(min(n, b) for n, b in zip(shape, block))
         network = max(m.network_bytes(shape) for m in members)
         return (network + (16 << 20)) / voxels + len(self.wanted()) * self._dtype(image.dtype).itemsize + kept + 1
+
+    def fixed_memory(self) -> int:
+        """The networks, which stay, as read and as the library lays their weights out; and what the library loads when it first computes."""
+        return 3 * sum(os.path.getsize(f) for f in self.files() if os.path.isfile(f)) + LIBRARY
 
     def __call__(self, image: np.ndarray, histogram: dict | None = None, mask: np.ndarray | None = None, *, site: Site) -> dict[str, np.ndarray]:
         if self.axis != "z":

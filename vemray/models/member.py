@@ -25,7 +25,7 @@ from vemray.ops.base import ArraySpec, Site
 
 #: bytes of the activations of planes that go through the network together; a GPU needs as many to be busy. Never what is free just now: the last bit of a
 #: result may depend on the batch, which so follows from the model and the tile alone
-BATCH_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
+BATCH_BYTES = {"cpu": 144 << 20, "cuda": 2 << 30}
 #: batches that a GPU has to do while one is taken from it
 AHEAD = {"cpu": 0, "cuda": 1}
 #: default tiles are at most about this long, and multiples of the usual chunk

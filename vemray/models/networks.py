@@ -68,8 +68,8 @@ class UNet(nn.Module):
     @property
     def memory(self) -> float:
         """Bytes of activations for each voxel of the input while predicting: in the last level the skip, the upsampled, both joined, and
-        what the convolution needs, 4 bytes a channel."""
-        return 4.0 * (7 * self.config["base"] + 3 * self.config["classes"] + self.config["in_channels"])
+        what the convolution and the gaps between freed arrays need, 4 bytes a channel."""
+        return 4.0 * (8 * self.config["base"] + 3 * self.config["classes"] + self.config["in_channels"])
 
 
 #: networks that a native model file may name; MONAI's are imported where one is asked for
