@@ -136,7 +136,7 @@ def test_a_model_of_other_channels_or_voxels(vemray_cli, recipe_file, em_url, tm
 
     small_model(tmp_path / "rgb.vemray", channels=3)
     code, _, err = vemray_cli(*run_arguments(probability("rgb.vemray"), em_url, tmp_path / "out"))
-    assert code == 2 and "takes 3 channels; the volume has one" in one_error(err) and "rgb.vemray" in err
+    assert code == 2 and "takes 3 channels, as colour images have; the volume is grey and has one" in one_error(err) and "rgb.vemray" in err
     small_model(tmp_path / "coarse.vemray", voxel_nm=(32.0, 32.0, 32.0))
     code, _, err = vemray_cli(*run_arguments(probability("coarse.vemray"), em_url, tmp_path / "out"))
     assert code == 2 and "trained on voxels of 32 x 32 x 32 nm" in one_error(err)
