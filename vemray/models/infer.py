@@ -60,7 +60,7 @@ Path_ = Annotated[
     str,
     Field(
         description="a .vemray, .onnx, .czann or TorchScript file, or a BioImage.IO package (folder, .yaml, .zip); a relative path starts from the "
-        "recipe's folder",
+        "recipe's folder; or entry:NAME, a network of an installed package",
         json_schema_extra={"path": True},
     ),
 ]
@@ -205,9 +205,10 @@ class InferTiles(Inference, Filter):
             raise RecipeError(f"the model {self.model} is 3D and sees all directions at once: leave 'axes' out.")
         axes = slice(1 if a.dims == 2 else 0, 3)  # a 2D network never sees how far planes lie apart
         if a.voxel_nm is None and not self.ignore_voxel_size:
+            installed = self.model.startswith(files.entry.PREFIX)
+            where = "its facts" if installed else f'{os.path.basename(self.model)}.json beside it, {{"voxel_nm": [z, y, x]}}'
             raise ModelError(
-                f"the model {self.model} does not say what voxels it was trained on. Write it into {os.path.basename(self.model)}.json beside it, "
-                '{"voxel_nm": [z, y, x]}, or say ignore_voxel_size: true.'
+                f"the model {self.model} does not say what voxels it was trained on. Write it into {where}, or say ignore_voxel_size: true."
             )
         off = 1.0 if a.voxel_nm is None else max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[axes], self._turn(image.spacing.zyx)[axes]))
         if off > 1.05 and not self.ignore_voxel_size:
@@ -254,7 +255,8 @@ class InferTiles(Inference, Filter):
 
     @property
     def _shared(self) -> int:
-        return self.overlap or (32 if self.about.dims == 2 else 16)
+        usual = 32 if self.about.dims == 2 else 16
+        return self.overlap or min([usual, *(w // 2 for w in self.about.window or ())])
 
     # the tile grid ----------------------------------------------------------------------------------------------------
 
@@ -505,7 +507,7 @@ class Infer(Inference, Composite):
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model:
-            raise RecipeError("'infer' needs a model: model: FILE.vemray, .onnx, .czann, .pt or a BioImage.IO package")
+            raise RecipeError("'infer' needs a model: model: FILE.vemray, .onnx, .czann, .pt, a BioImage.IO package or entry:NAME")
         axes = list(dict.fromkeys(self.axes or ["z"]))
         own = {**{f.name: getattr(self, f.name) for f in dataclasses.fields(Inference)}, "device": device_of(self.device)}
         run = {axis: InferTiles(**own, axis=axis) for axis in axes}

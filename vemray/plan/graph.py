@@ -254,7 +254,7 @@ def _bind(step: str, body: dict, recipe: Recipe, specs: dict) -> tuple[Operator,
                 raise RecipeError(f"{where}its input '{key}' names '{ref}', which is neither a step nor an input.{hint}")
             inputs[key] = ref
     for k in _paths(cls):
-        if isinstance(rest.get(k), str) and "://" not in rest[k]:
+        if isinstance(rest.get(k), str) and "://" not in rest[k] and not rest[k].startswith("entry:"):  # an installed network is no file
             rest[k] = os.path.normpath(os.path.join(recipe.folder or os.getcwd(), rest[k]))
     return build(cls.name, rest, where), inputs
 
