@@ -32,6 +32,7 @@ from vemray.ops.base import ArraySpec, Site  # noqa: E402
 from vemray.ops.histogram import Histogram  # noqa: E402
 from vemray.store.volume import create  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
 SHAPE, SPACING = (4, 83, 71), Spacing(8, 8, 8)
 SPEC = ArraySpec(SHAPE, "uint8", SPACING)
 BLOCKS = [(2, 64, 64), (3, 29, 50), (1, 83, 13)]

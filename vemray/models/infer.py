@@ -59,8 +59,8 @@ def device_of(asked: str) -> str:
 Path_ = Annotated[
     str,
     Field(
-        description="a .vemray, .onnx, .czann or TorchScript file, or a BioImage.IO package (folder, .yaml, .zip); a relative path starts from the "
-        "recipe's folder; or entry:NAME, a network of an installed package",
+        description="model file (.vemray, .onnx, .czann, TorchScript) or BioImage.IO package (folder, .yaml, .zip), a relative path from the recipe's "
+        "folder; or entry:NAME, a network of an installed package",
         json_schema_extra={"path": True},
     ),
 ]

@@ -19,7 +19,7 @@ from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
 
 MAX_BYTES = 4 << 30
 #: what TorchScript has to reach files, other processes and libraries, and what runs while an archive is loaded
-_REACHES = re.compile(rb"\b(save|from_file|load_tensor|rpc_\w+|__setstate__|ops\s*\.\s*(?!prim\b|aten\b)\w+)\b")
+_REACHES = re.compile(rb"\b(save|from_file|load_tensor|rpc_\w+|__setstate__|torch\s*\.\s*classes|ops\s*\.\s*(?!prim\b|aten\b)\w+)\b")
 #: of the compiled network: operators on tensors and the language's own, without those that name files, or calls that are decided when it runs
 _COMPUTES = re.compile(r"(aten|prim)::(?!\w*(save|load|file|rpc|CallMethod|CallFunction|fork|awaitable|Python))\w+")
 
@@ -44,7 +44,7 @@ def archive(data: bytes, path: str | Path) -> bytes:
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as clean:
                 for entry in entries:
                     member = z.read(entry)
-                    if entry.filename.endswith(".py") and (found := _REACHES.search(member)):
+                    if entry.filename.endswith((".py", ".pkl")) and (found := _REACHES.search(member)):
                         raise ModelError(f"{path}: its code ({entry.filename}) uses '{found[1].decode()}', which can reach beyond tensors: refused.")
                     clean.writestr(zipfile.ZipInfo(entry.filename, (2020, 1, 1, 0, 0, 0)), member)
             return out.getvalue()
@@ -98,7 +98,7 @@ class Script:
             if threads != 1:
                 torch.set_num_threads(1)
             with torch.inference_mode(), torch.jit.optimized_execution(False):
-                y = self.module(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device))
+                y = self.module.forward(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device))
                 y = y[0] if isinstance(y, tuple | list) and len(y) else y
                 if not isinstance(y, torch.Tensor):
                     raise ModelError(f"{self.path}: the network gives a {type(y).__name__}, not a tensor.")
