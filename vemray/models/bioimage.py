@@ -1,4 +1,6 @@
-"""BioImage.IO models (spec 0.4 and 0.5): a folder, its YAML file or a zip, with ONNX or TorchScript weights. Nothing of a package runs in Python."""
+"""BioImage.IO models (spec 0.4 and 0.5): a folder, its YAML file or a zip, with ONNX or TorchScript weights. Nothing of a package runs in Python.
+
+Packages that vemray wrote say in config.vemray what the spec has no place for."""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ from vemray.models.facts import Facts, parse
 from vemray.models.model import Model, activated
 from vemray.models.process import applied, numbers
 
+#: facts that config.vemray may hold
+OWN = ("format", "classes", "voxel_nm", "stride", "gives", "mode", "background", "memory", "training")
 #: windows of networks whose sizes leave no stride, about
 EDGE = {2: 256, 3: 64}
 
@@ -54,6 +58,10 @@ def _known(d: Description, path: Path) -> tuple[Facts, str, bytes]:
         facts = facts_of(d)
     except pydantic.ValidationError as e:
         raise ModelError(f"{d.package.where}: cannot be run: {e.errors()[0]['msg']}.") from None
+    if d.own:
+        if odd := [str(k) for k in d.own.value if k not in OWN]:
+            raise d.own.error(f"'{odd[0]}' is not read there. Known: {', '.join(OWN)}.")
+        facts = parse(json.dumps({**facts.model_dump(mode="json"), **d.own.value}, default=str).encode(), f"{d.package.where}: config.vemray")
     sidecar = sidecar_of(path)
     if sidecar.exists():
         try:
@@ -97,18 +105,23 @@ class BioImageModel(Model):
 
     def __init__(self, d: Description, facts: Facts, kind: str, data: bytes, device: str = "cpu"):
         self.facts, self.d, self.path = facts, d, str(d.package.where)
+        # with a halo the spec wants more than two of it, whatever the network takes
+        self.least = facts.strides[-facts.dims :] if d.own else [a.least for a in d.input.space]
         where = f"{self.path}: weights.{kind}"
-        self.run = _onnx(data, device, where) if kind == "onnx" else _script(data, device, where)
+        self.run, sizes = _onnx(data, device, where) if kind == "onnx" else (_script(data, device, where), [])
+        at = d.input.order.find("b")
+        # descriptions, those of 0.4 above all, call a batch free that the graph has fixed to 1
+        self.singly = at < 0 or (at < len(sizes) and sizes[at] == 1)
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         self.check_input(batch)
-        for n, axis in zip(batch.shape[2:], self.d.input.space):
-            if axis.size is None and n < axis.least:
+        for n, axis, least in zip(batch.shape[2:], self.d.input.space, self.least):
+            if axis.size is None and n < least:
                 raise ModelError(
-                    f"{self.path}: a tile of {n} along {axis.kind}, but the package says at least {axis.least}: the volume or 'tile' is too small."
+                    f"{self.path}: a tile of {n} along {axis.kind}, but the package says at least {least}: the volume or 'tile' is too small."
                 )
         image, scores = self.d.input, self.d.output
-        each = [batch] if "b" in image.order else [batch[i : i + 1] for i in range(len(batch))]
+        each = [batch[i : i + 1] for i in range(len(batch))] if self.singly else [batch]
         y = np.concatenate([scores.usual(self.run(image.own(x))) for x in each])
         if y.shape[0] != batch.shape[0] or y.shape[2:] != batch.shape[2:]:
             raise ModelError(f"{self.path}: the network turns {batch.shape} into {y.shape}; its output must have the input's size.")
@@ -146,7 +159,7 @@ def _onnx(data: bytes, device: str, where: str):
         except Exception as e:
             raise ModelError(f"{where}: the network cannot take a batch of {x.shape}: {str(e).splitlines()[0]}") from None
 
-    return run
+    return run, s.get_inputs()[0].shape
 
 
 def _script(data: bytes, device: str, where: str):

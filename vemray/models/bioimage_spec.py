@@ -89,6 +89,7 @@ class Description:
     before: Steps
     jointly: bool  # statistics are of all samples of a batch
     after: list[str | list[Step]]  # 'softmax', or a step for each channel (one for all)
+    own: At  # config.vemray
 
     @property
     def names(self) -> list[str]:
@@ -142,7 +143,10 @@ def describe(path: str | Path) -> Description:
     if channel and channel.size != 1:
         raise channel.at.error(f"{channel.size} channels; a volume has one, so vemray runs networks of one channel.")
     steps, jointly = before(image, new)
-    return Description(package, root, (0, 5 if new else 4), image, scores, weights, steps, jointly, after(scores, new))
+    own = root.get("config").get("vemray") if isinstance(root.get("config").value, dict) else At(package, "config.vemray", None)
+    if own and not isinstance(own.value, dict):
+        raise own.error("must be a mapping.")
+    return Description(package, root, (0, 5 if new else 4), image, scores, weights, steps, jointly, after(scores, new), own)
 
 
 # weights ----------------------------------------------------------------------------------------------------------------

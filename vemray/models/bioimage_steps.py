@@ -135,7 +135,7 @@ def _step(at: At, op: str, new: bool, channels: int) -> list[Step] | str | None:
             given = rows(mean=values("mean"), std=values("std"))
             if any(not r["std"] > 0 for r in given):
                 raise k["std"].error("must be above 0.")
-            return [Step(op="linear", gain=1 / r["std"], offset=-r["mean"] / r["std"]) for r in given]
+            return [Step(op="linear", gain=1 / r["std"], shift=r["mean"]) for r in given]
         return [Step(op="standard", eps=eps)]
     except pydantic.ValidationError as e:
         raise k.error(e.errors()[0]["msg"]) from None

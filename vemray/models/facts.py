@@ -144,7 +144,7 @@ class Facts(pydantic.BaseModel):
         return self.zyx(self.halo or 0, 0)
 
 
-def parse(data: bytes, path: Path) -> Facts:
+def parse(data: bytes, path: Path | str) -> Facts:
     """Facts from JSON. ModelError names the file and the first thing that is wrong."""
     try:
         facts = Facts.model_validate_json(data)

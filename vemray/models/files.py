@@ -5,6 +5,7 @@
     .czann   ZEISS: a zip of model.json and an ONNX with channels last; what it does not say may be in a sidecar FILE.czann.json
     .pt      TorchScript, with the facts in a sidecar FILE.pt.json
     folder, .yaml, .zip    a BioImage.IO package
+    entry:NAME    no file but a function of an installed package
 
 A format is a module with `read_facts(path) -> Facts` and `read(path, device) -> Model`, and a line in READERS. One whose models are several files, or
 are run by several engines, also has `parts(path)` and `engine(path)`."""
@@ -16,11 +17,12 @@ import os
 from pathlib import Path
 
 from vemray.errors import ModelError
+from vemray.models import entry
 from vemray.models.facts import Facts, Normalisation
 from vemray.models.model import Model
 
 __all__ = [
-    "READERS", "Facts", "Model", "Normalisation", "engine", "load", "load_facts", "parts", "save_czann", "save_native", "save_onnx", "stamp",
+    "READERS", "Facts", "Model", "Normalisation", "engine", "load", "load_facts", "parts", "save_bioimage", "save_czann", "save_native", "save_onnx", "stamp",
 ]  # fmt: skip
 
 #: suffix -> module that reads it
@@ -29,12 +31,20 @@ READERS = {
     **dict.fromkeys((".pt", ".pth", ".torchscript"), "vemray.models.torchscript"),
     **dict.fromkeys((".zip", ".yaml", ".yml"), "vemray.models.bioimage"),
 }  # fmt: skip
+#: formats that are known and not read -> why
+REFUSED = {
+    ".pt2": "torch.export's archives hold pickled Python objects, which are code, so they are not opened. Save the network as ONNX or TorchScript."
+}
 
 
 def _reader(path: str | Path):
+    if str(path).startswith(entry.PREFIX):
+        return entry, str(path)
     p = Path(path)
     if p.is_dir():
         return importlib.import_module(READERS[".yaml"]), p
+    if p.suffix in REFUSED:
+        raise ModelError(f"{path}: {REFUSED[p.suffix]}")
     if p.suffix not in READERS:
         raise ModelError(f"'{path}': models of type '{p.suffix}' are not read. Known: {', '.join(READERS)}.")
     if not p.is_file():
@@ -72,6 +82,8 @@ def engine(path: str | Path) -> str:
 
 def stamp(path: str | Path) -> tuple:
     """Changes when a file of the model does. ModelError where there is none."""
+    if str(path).startswith(entry.PREFIX):
+        return entry.stamp(str(path))
     try:
         found = [path, *(e.path for e in os.scandir(path) if e.is_file())] if os.path.isdir(path) else [path]
         if str(path).endswith((".yaml", ".yml")):
@@ -101,3 +113,10 @@ def save_czann(path: str | Path, model: Model, **how) -> None:
     from vemray.models import czann
 
     czann.save(path, model, **how)
+
+
+def save_bioimage(path: str | Path, model: Model, **how) -> None:
+    """Export a native model as a BioImage.IO package: see vemray.models.bioimage_save.save."""
+    from vemray.models import bioimage_save
+
+    bioimage_save.save(path, model, **how)

@@ -45,8 +45,8 @@ def device_of(asked: str) -> str:
 Path_ = Annotated[
     str | list[str],
     Field(
-        description="a .vemray, .onnx, .czann or TorchScript file, or a BioImage.IO package (folder, .yaml, .zip); a relative path starts from the "
-        "recipe's folder. A list of them is an ensemble, whose probabilities are averaged: they must know the same classes and voxels",
+        description="model file (.vemray, .onnx, .czann, TorchScript) or BioImage.IO package (folder, .yaml, .zip), a relative path from the recipe's "
+        "folder; or entry:NAME, a network of an installed package. A list of them is an ensemble, whose probabilities are averaged: they must know the same classes and voxels",
         json_schema_extra={"path": True},
     ),
 ]
@@ -385,7 +385,7 @@ class Infer(Inference, Composite):
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model or not all(self.models):
-            raise RecipeError("'infer' needs a model: model: FILE.vemray, .onnx, .czann, .pt or a BioImage.IO package")
+            raise RecipeError("'infer' needs a model: model: FILE.vemray, .onnx, .czann, .pt, a BioImage.IO package or entry:NAME")
         axes = list(dict.fromkeys(self.axes or ["z"]))
         own = {**{f.name: getattr(self, f.name) for f in dataclasses.fields(Inference)}, "device": device_of(self.device)}
         run = {axis: InferTiles(**own, axis=axis) for axis in axes}

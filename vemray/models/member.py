@@ -143,9 +143,10 @@ class Member:
         if any_voxels:
             return
         if a.voxel_nm is None:
+            installed = self.path.startswith(files.entry.PREFIX)
+            where = "its facts" if installed else f'{os.path.basename(self.path)}.json beside it, {{"voxel_nm": [z, y, x]}}'
             raise ModelError(
-                f"the model {self.path} does not say what voxels it was trained on. Write it into {os.path.basename(self.path)}.json beside it, "
-                '{"voxel_nm": [z, y, x]}, or say ignore_voxel_size: true.'
+                f"the model {self.path} does not say what voxels it was trained on. Write it into {where}, or say ignore_voxel_size: true."
             )
         seen = slice(1 if a.dims == 2 and not a.context else 0, 3)  # a network of single planes never sees how far they lie apart
         if max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[seen], image.spacing.zyx[seen])) > 1.05:

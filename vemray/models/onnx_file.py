@@ -16,6 +16,8 @@ from vemray.models.facts import Facts, parse
 from vemray.models.model import Model, activated
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
+#: of what is written
+OPSET = 18
 
 
 def session(data: bytes, device: str, path: str | Path):
@@ -188,7 +190,7 @@ def exported(module, x, output: str, axes: dict[int, str], facts: Facts) -> byte
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter without onnxscript is the old one, which says so
         names = {"input_names": ["image"], "output_names": [output], "dynamic_axes": {"image": axes, output: axes}}
-        torch.onnx.export(module, (x,), data, dynamo=False, opset_version=18, **names)
+        torch.onnx.export(module, (x,), data, dynamo=False, opset_version=OPSET, **names)
     proto = onnx.load_from_string(data.getvalue())
     entry = proto.metadata_props.add()
     entry.key, entry.value = "vemray", facts.model_copy(update={"network": None}).model_dump_json()

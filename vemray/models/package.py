@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from vemray.errors import ModelError, nearest
+from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
 
-#: no member may be larger, unpacked; a YAML file that is, is none
-MAX_BYTES, MAX_YAML = 2 << 30, 1 << 20
+#: no member may be larger, unpacked; a YAML file that is, is none, nor one of more values once its aliases are followed
+MAX_BYTES, MAX_YAML, MAX_VALUES = 2 << 30, 1 << 20, 1 << 20
 #: names of the description, the first that is there counts
 NAMES = ("bioimageio.yaml", "rdf.yaml", "model.yaml")
 SUFFIXES = (".yaml", ".yml", ".zip")
@@ -38,13 +39,15 @@ class Package:
         try:
             with zipfile.ZipFile(self.path) as z:
                 entries = [i for i in z.infolist() if not i.is_dir()]
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
+        except BROKEN as e:
             raise ModelError(f"{self.path} cannot be read as a zip: {e}. The file may be truncated.") from None
         names = [i.filename for i in entries]
         if bad := [n for n in names if not _stays_inside(n)]:
             raise ModelError(f"{self.path} holds '{bad[0]}', a path that leaves the package: refused.")
         if len(set(names)) != len(names):
             raise ModelError(f"{self.path} holds '{next(n for n in names if names.count(n) > 1)}' twice: refused.")
+        if bomb := next((i.filename for i in entries if i.file_size > max(BOMB_BYTES, BOMB_RATIO * i.compress_size)), None):
+            raise ModelError(f"{self.path}: '{bomb}' would unpack to more than {BOMB_RATIO} times its size, which no weights do: refused.")
         return {i.filename: i.file_size for i in entries}
 
     def _found(self, names: list[str]) -> str:
@@ -87,16 +90,30 @@ class Package:
                 return file.read_bytes()
             with zipfile.ZipFile(self.path) as z:
                 return z.read(name)
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, KeyError) as e:
+        except (*BROKEN, KeyError) as e:
             raise ModelError(f"{self.where}: '{name}' cannot be read: {e}. The file may be truncated.") from None
 
     def tree(self) -> At:
         """The description, parsed as plain data: no tag makes an object."""
         try:
             value = yaml.load(self.read(self.description, MAX_YAML), _loader())
+            count = _values(value, {})
         except (yaml.YAMLError, ValueError, RecursionError) as e:
             raise ModelError(f"{self.where} cannot be read as YAML: {' '.join(str(e).split())[:300]}") from None
+        if count > MAX_VALUES:
+            raise ModelError(f"{self.where} refers to its own parts more than {MAX_VALUES:,} times, or in a circle: refused.")
         return At(self, "", value)
+
+
+def _values(value: Any, known: dict[int, int]) -> int:
+    """How many there are with every alias followed, up to MAX_VALUES + 1. A few lines of aliases can stand for more than fit into memory."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MAX_VALUES + 1  # until it is counted: whoever meets it in itself
+        n = 1 + sum(_values(v, known) for v in (value.values() if isinstance(value, dict) else value))
+        known[id(value)] = min(n, MAX_VALUES + 1)
+    return known[id(value)]
 
 
 @functools.cache

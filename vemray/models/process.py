@@ -12,7 +12,7 @@ import pydantic
 
 
 class Step(pydantic.BaseModel):
-    """linear: value * gain + offset; standard: (value - mean) / (standard deviation + eps); range: (value - a) / (b - a + eps) with the
+    """linear: (value - shift) * gain + offset; standard: (value - mean) / (standard deviation + eps); range: (value - a) / (b - a + eps) with the
     percentiles a, b `low` and `high`; clip: to `low`..`high`, which are percentiles where `low_percentile`, `high_percentile` say so (None: no
     limit); binarize: 1 above `threshold`, else 0; sigmoid: 1 / (1 + exp(-value)). Statistics are of what the steps before have made."""
 
@@ -20,6 +20,7 @@ class Step(pydantic.BaseModel):
     op: Literal["linear", "standard", "range", "clip", "binarize", "sigmoid"]
     gain: float = 1.0
     offset: float = 0.0
+    shift: float = 0.0  # instead of an offset: exact for grey values that are large against their range
     eps: pydantic.PositiveFloat = 1e-6
     low: float | None = None
     high: float | None = None
@@ -28,10 +29,12 @@ class Step(pydantic.BaseModel):
     threshold: float = 0.0
 
     @pydantic.model_validator(mode="after")
-    def _percentiles(self):
+    def _fitting(self):
         ends = [v for v, given in ((self.low, self.low_percentile), (self.high, self.high_percentile)) if given or self.op == "range"]
         if any(v is None or not 0 <= v <= 100 for v in ends):
             raise ValueError("percentiles lie between 0 and 100")
+        if self.shift and self.offset:
+            raise ValueError("a shift and an offset exclude each other")
         if self.low is not None and self.high is not None and self.low_percentile == self.high_percentile and not self.high > self.low:
             raise ValueError(f"high ({self.high:g}) must be above low ({self.low:g})")
         return self
@@ -101,7 +104,7 @@ def applied(op: str, a: float, b: float, x: np.ndarray) -> np.ndarray:
 def numbers(s: Step, known: _Population | None) -> tuple[str, float, float]:
     """Name and two numbers, as `applied` takes them."""
     if s.op == "linear":
-        return "affine", s.gain, s.offset
+        return ("linear", s.shift, s.gain) if s.shift else ("affine", s.gain, s.offset)
     if s.op == "standard":
         return "linear", known.mean, 1 / (known.std + s.eps)
     if s.op == "range":

@@ -1,5 +1,5 @@
-"""TorchScript archives. They hold code, which runs in torch's own interpreter and not in Python: it computes with tensors, and what of it reaches
-files is refused before anything is loaded. Pickled modules and state dicts, which would run Python code or need some, are never opened."""
+"""TorchScript archives. They hold code, which runs in torch's own interpreter and not in Python: it computes with tensors. What of it reaches files,
+or would run while it is loaded, is refused before that; and what it was compiled to is looked at before it runs. Pickled modules and state dicts, which would run Python code or need some, are never opened."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ import numpy as np
 from vemray.errors import MissingExtra, ModelError
 from vemray.models.facts import Facts, parse
 from vemray.models.model import Model, activated
+from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
 
 MAX_BYTES = 4 << 30
-#: what TorchScript has to reach files, other processes and libraries
-_REACHES = re.compile(rb"\b(save|from_file|load_tensor|rpc_\w+|ops\s*\.\s*(?!prim\b|aten\b)\w+)\b")
+#: what TorchScript has to reach files, other processes and libraries, and what runs while an archive is loaded
+_REACHES = re.compile(rb"\b(save|from_file|load_tensor|rpc_\w+|__setstate__|torch\s*\.\s*classes|ops\s*\.\s*(?!prim\b|aten\b)\w+)\b")
+#: of the compiled network: operators on tensors and the language's own, without those that name files, or calls that are decided when it runs
+_COMPUTES = re.compile(r"(aten|prim)::(?!\w*(save|load|file|rpc|CallMethod|CallFunction|fork|awaitable|Python))\w+")
 
 
 def archive(data: bytes, path: str | Path) -> bytes:
@@ -32,13 +36,15 @@ def archive(data: bytes, path: str | Path) -> bytes:
                 if f"{root}/data.pkl" in names:
                     raise ModelError(pickled)
                 raise ModelError(f"{path} is no TorchScript archive: it has no constants.pkl and no code.")
+            if bomb := next((i.filename for i in entries if i.file_size > max(BOMB_BYTES, BOMB_RATIO * i.compress_size)), None):
+                raise ModelError(f"{path}: '{bomb}' would unpack to more than {BOMB_RATIO} times its size, which no weights do: refused.")
             if len(set(names)) != len(names) or sum(i.file_size for i in entries) > MAX_BYTES:
                 raise ModelError(f"{path} holds a name twice, or would unpack to more than {MAX_BYTES / 1e9:.0f} GB: refused.")
             out = io.BytesIO()
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as clean:
                 for entry in entries:
                     member = z.read(entry)
-                    if entry.filename.endswith(".py") and (found := _REACHES.search(member)):
+                    if entry.filename.endswith((".py", ".pkl")) and (found := _REACHES.search(member)):
                         raise ModelError(f"{path}: its code ({entry.filename}) uses '{found[1].decode()}', which can reach beyond tensors: refused.")
                     clean.writestr(zipfile.ZipInfo(entry.filename, (2020, 1, 1, 0, 0, 0)), member)
             return out.getvalue()
@@ -46,8 +52,16 @@ def archive(data: bytes, path: str | Path) -> bytes:
         if data[:1] == b"\x80":  # a pickle's first byte
             raise ModelError(pickled) from None
         raise ModelError(f"{path} cannot be read as TorchScript: it is no zip. The file may be truncated.") from None
-    except (EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as e:
+    except BROKEN as e:
         raise ModelError(f"{path} cannot be read as TorchScript: {e}. The file may be truncated.") from None
+
+
+def _kinds(graph) -> Iterator[str]:
+    """Names of the operators of a compiled graph, those within its loops and branches too."""
+    for node in graph.nodes():
+        yield node.kind()
+        for block in node.blocks():
+            yield from _kinds(block)
 
 
 class Script:
@@ -73,6 +87,8 @@ class Script:
                 self.module = torch.jit.load(io.BytesIO(data), map_location=device).eval()
         except Exception as e:
             raise ModelError(f"{path}: torch cannot load it: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
+        if odd := next((k for k in _kinds(self.module.inlined_graph) if not _COMPUTES.fullmatch(k)), None):
+            raise ModelError(f"{path}: its code uses '{odd}', which can reach beyond tensors: refused.")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         import torch
@@ -82,7 +98,7 @@ class Script:
             if threads != 1:
                 torch.set_num_threads(1)
             with torch.inference_mode(), torch.jit.optimized_execution(False):
-                y = self.module(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device))
+                y = self.module.forward(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device))
                 y = y[0] if isinstance(y, tuple | list) and len(y) else y
                 if not isinstance(y, torch.Tensor):
                     raise ModelError(f"{self.path}: the network gives a {type(y).__name__}, not a tensor.")
