@@ -149,7 +149,8 @@ def wait_for_groups(out, n, process, seconds=90):
     deadline = time.time() + seconds
     while time.time() < deadline:
         assert process.poll() is None, process.stderr.read().decode()
-        if len(list(Path(out).glob("ledger/copy-*/blocks-*/g-*"))) >= n:
+        groups = [g for g in Path(out).glob("ledger/copy-*/blocks-*/g-*") if g.suffix != ".partial"]
+        if len(groups) >= n:
             return
         time.sleep(0.05)
     raise AssertionError("no group finished in time")
@@ -240,12 +241,13 @@ def test_kill_nine_where_a_model_runs(tmp_path, victim):
         wait_for_groups(tmp_path / "out", 2, p)
         p.kill()
         p.wait()
-        time.sleep(0.5)
-        first = len(count.read_text().splitlines())
+        first = {line.split()[-1] for line in count.read_text().splitlines()}
         again = subprocess.run(p.args, env=env, capture_output=True, text=True)
         assert again.returncode == 0, again.stderr
-        assert first < 15, "killed too late to prove anything"
-        assert len(count.read_text().splitlines()) - first <= 11, "two groups of two blocks were in the ledger"
+        # Actors live a little longer than their driver, so what counts is who did a block, not when its line was written.
+        resumed = [line for line in count.read_text().splitlines() if line.split()[-1] not in first]
+        assert resumed, "killed too late to prove anything"
+        assert len(resumed) <= 11, "two groups of two blocks were in the ledger"
     boxes = [line.rsplit(" ", 1)[0] for line in count.read_text().splitlines()]
     assert len(set(boxes)) == 15
     assert {int(line.split()[-1]) for line in count.read_text().splitlines()} - {actor}
