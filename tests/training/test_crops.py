@@ -123,8 +123,7 @@ def test_what_is_held_back_is_in_no_crop(dims):
     seen = []
     for number in range(60):
         crop, known, _ = sampler.draw(number)
-        y = crop[0] if dims == 2 else crop[0]
-        seen.append(y[known > 0])
+        seen.append(crop[0][known > 0])
     seen = np.concatenate(seen)
     # linear between voxels, labels from the nearest: half a voxel
     assert len(seen) > 1000 and not ((seen > 16.5) & (seen < 30.5)).any()

@@ -1,5 +1,7 @@
 """What networks learn from objects, against the definition voxel by voxel; the region kept for validation; thresholds."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -84,7 +86,7 @@ def test_one_region_of_neighbouring_planes_is_held_back():
         assert split.hold_back([dense], target, 2, 0.2, (i, 4))
         parts.append((dense.held.start[0], dense.held.stop[0]))
         assert dense.gap.start[0] == max(0, parts[-1][0] - 13)
-    assert parts[0][0] == 0 and parts[-1][1] == 40 and all(p[1] == q[0] for p, q in zip(parts, parts[1:]))
+    assert parts[0][0] == 0 and parts[-1][1] == 40 and all(p[1] == q[0] for p, q in itertools.pairwise(parts))
 
 
 def test_no_class_is_lost_to_validation():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import time
@@ -102,10 +103,8 @@ def train(
 
     A training that was interrupted goes on from its last check (`out`.checkpoint) and ends as it would have. `fold` (i, n): keep the i-th of n parts of
     each volume for validation. InputError for a class that is annotated nowhere."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtra("torch", "torch", "Training") from None
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra("torch", "torch", "Training")
     settings = settings or Settings()
     start, k = time.time(), len(target.names)
     held_back = split.hold_back(sources, target, _indices(target), settings.validation, fold)

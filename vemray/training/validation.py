@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,8 +54,8 @@ def _pieces(part: Box, axis: str, dims: int, context: int, stride: int):
         if dims == 2 and k == 0:
             ranges.append([(z, 1) for z in range(a + min(n - 1, 16) // 2, a + n, 32)])
         else:
-            count = -(-n // EDGE[dims])
-            edge = -(-(-(-n // count)) // stride) * stride
+            count = math.ceil(n / EDGE[dims])
+            edge = math.ceil(n / count / stride) * stride
             ranges.append([(a + j * edge + edge // 2, edge) for j in range(count)])
     for at in np.ndindex(*[len(r) for r in ranges]):
         centre, edges = [0, 0, 0], []
