@@ -253,6 +253,40 @@ def test_export(call, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.czann", "m.onnx", "m.vemray"]
 
 
+def test_export_and_check_a_bioimage_package(call, tmp_path):
+    pytest.importorskip("onnxruntime")
+    import zipfile
+
+    from tests.models.networks_for_tests import small_model
+    from vemray.models.facts import Normalisation
+    from vemray.models.files import load_facts
+
+    model, path = small_model(tmp_path / "m.vemray", depth=1, normalisation=Normalisation()), tmp_path / "m.zip"
+    code, out, _ = call("export", model, path)
+    assert code == 0 and "does not say: --author, --license, --cite" in out and load_facts(path).classes == ["background", "a", "b"]
+    args = ("--author", "A. Person", "--author", "B. Person", "--license", "MIT", "--cite", "10.1234/abc Person 2025", "--overwrite")
+    code, out, _ = call("export", model, path, *args)
+    assert code == 0 and "does not say" not in out
+    with zipfile.ZipFile(path) as z:
+        assert b"B. Person" in z.read("rdf.yaml")
+        files = {n: z.read(n) for n in z.namelist()}
+    code, out, _ = call("check-model", path)
+    assert code == 0 and out.count(" reproduced: largest difference") == 2 and "torchscript" in out
+    other = tmp_path / "other.zip"
+    with zipfile.ZipFile(other, "w") as z:
+        for name, data in files.items():
+            z.writestr(name, data.replace(b"max_percentile: 99.0", b"max_percentile: 80.0") if name == "rdf.yaml" else data)
+    code, out, err = call("check-model", other)
+    assert code == 2 and "NOT reproduced" in out and "do not reproduce its test output" in one_line(err)
+    for args, says in (
+        ((model, tmp_path / "n.zip", "--tile", 96), "--tile is for .czann"), ((model, tmp_path / "n.czann", "--license", "MIT"), "are for .zip"),
+        ((model, tmp_path / "n.zip", "--license", "mine alone"), "SPDX"), ((path, tmp_path / "n.zip"), "only .vemray"),
+    ):  # fmt: skip
+        code, _, err = call("export", *args)
+        assert code == 2 and says in one_line(err), args
+    assert not (tmp_path / "n.zip").exists() and "no BioImage.IO package" in call("check-model", tmp_path)[2]
+
+
 def test_train_does_not_overwrite(call, tmp_path):
     (tmp_path / "m.vemray").write_text("precious")
     (tmp_path / "t.yaml").write_text("vemray: 1\nout: m.vemray\nclasses: [a]\nvolumes: [{volume: x.zarr, planes: p}]\n")

@@ -33,14 +33,14 @@ def make(path, dims=2, classes=3, voxel=(8.0, 8.0, 8.0)):
     return net.eval()
 
 
-def blockwise(op, image, spec, block, mask=None):
+def blockwise(op, image, spec, block, mask=None, histogram=None):
     grid = Grid(image.shape, block)
     out = {}
     for i in np.random.default_rng(0).permutation(len(grid)):
         write = grid.write_box(int(i))
         read = op.read_box(write, image.shape, spec.spacing)
         part = None if mask is None else mask[read.slices]
-        made = op(image[read.slices], None, part, site=Site(image.shape, spec.spacing, read, write, (spec,)))
+        made = op(image[read.slices], histogram, part, site=Site(image.shape, spec.spacing, read, write, (spec,)))
         for name, array in made.items():
             out.setdefault(name, np.full(image.shape, 77, array.dtype))[write.slices] = array
     return out

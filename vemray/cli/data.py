@@ -112,33 +112,69 @@ def train(
         say(f"page: {write_training_page(result)}")
 
 
+@app.command("check-model")
+def check_model(
+    model: Annotated[Path, typer.Argument(help="BioImage.IO package: its folder, .yaml file or .zip.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Run a package's test input and compare with its test output, for each kind of weights. Exit code 2 where they differ."""
+    from vemray.models.bioimage_check import check, must_pass
+
+    results = check(model, device)
+    for r in results:
+        say(str(r))
+    must_pass(model, results)
+
+
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="MODEL.vemray")],
-    target: Annotated[Path, typer.Argument(help="OUT.czann (ZEISS) or OUT.onnx.")],
+    target: Annotated[Path, typer.Argument(help="OUT.czann (ZEISS), OUT.zip (BioImage.IO) or OUT.onnx.")],
     grey: Annotated[
         str | None,
-        typer.Option("--grey", help="LOW,HIGH: for .czann, grey values that are 0 and 1 to a network normalised by each volume's histogram."),
+        typer.Option(
+            "--grey",
+            help="LOW,HIGH: grey values that are 0 and 1 to a network normalised by each volume's histogram. For .czann; for .zip where it gives an image.",
+        ),
     ] = None,
-    bits: Annotated[int, typer.Option("--bits", min=8, max=16, help="For .czann: of the images that it is for, 8 or 16.")] = 8,
+    bits: Annotated[int, typer.Option("--bits", min=8, max=16, help="For .czann and .zip: of the images that it is for, 8 or 16.")] = 8,
     tile: Annotated[int | None, typer.Option("--tile", min=1, help="For .czann: edge of the tile that it takes (default: 1024; 3D: 128).")] = None,
+    author: Annotated[list[str] | None, typer.Option("--author", help="For .zip: who made the model; may be given again.")] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", help="For .zip: under which it may be used, e.g. CC-BY-4.0 (spdx.org/licenses).")
+    ] = None,
+    description: Annotated[str | None, typer.Option("--description", help="For .zip: what it is for (default: written from its facts).")] = None,
+    cite: Annotated[list[str] | None, typer.Option("--cite", help="For .zip: 'DOI-or-URL text' to be cited; may be given again.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
 ) -> None:
     """A model in another format, for other programs to run."""
     from vemray.errors import InputError
-    from vemray.models.files import load, save_czann, save_onnx
+    from vemray.models.files import load, save_bioimage, save_czann, save_onnx
 
-    if target.suffix not in (".czann", ".onnx"):
-        raise InputError(f"'{target}': models of type '{target.suffix}' are not written. Known: .czann, .onnx.")
-    if target.suffix == ".onnx" and (grey or tile or bits != 8):
-        raise InputError("--grey, --bits and --tile are for .czann: an .onnx keeps the model's own normalisation and takes tiles of any size.")
+    kind = target.suffix
+    if kind not in (".czann", ".onnx", ".zip"):
+        raise InputError(f"'{target}': models of type '{kind}' are not written. Known: .czann, .zip (BioImage.IO), .onnx.")
+    if kind == ".onnx" and (grey or tile or bits != 8):
+        raise InputError(
+            "--grey, --bits and --tile are for .czann and .zip: an .onnx keeps the model's own normalisation and takes tiles of any size."
+        )
+    if kind == ".zip" and tile:
+        raise InputError("--tile is for .czann: a BioImage.IO package takes tiles of any size.")
+    if kind != ".zip" and (author or license or description is not None or cite):
+        raise InputError(f"--author, --license, --description and --cite are for .zip (BioImage.IO): a {kind} has no place for them.")
     if bits not in (8, 16):
         raise InputError(f"--bits {bits}: 8 or 16.")
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already and is left alone. Choose another, or replace it with --overwrite.")
     network = load(model)
-    if target.suffix == ".onnx":
+    values = pair(grey, "--grey") if grey else None
+    if kind == ".onnx":
         save_onnx(target, network)
+    elif kind == ".czann":
+        save_czann(target, network, grey=values, bits=bits, tile=tile)
     else:
-        save_czann(target, network, grey=pair(grey, "--grey") if grey else None, bits=bits, tile=tile)
+        about = {"authors": tuple(author or ()), "license": license, "description": description, "cite": tuple(cite or ())}
+        save_bioimage(target, network, grey=values, bits=bits, **about)
+        if missing := [n for n, given in (("--author", author), ("--license", license), ("--cite", cite)) if not given]:
+            say(f"{target} does not say: {', '.join(missing)}. Give them before you share it.")
     say(f"{target}: {', '.join(network.facts.classes)}; {network.facts.dims}D")

@@ -9,6 +9,7 @@ import numpy as np
 import pydantic
 
 from vemray.errors import ModelError
+from vemray.models.process import Chain, Steps
 
 FORMAT = 1
 
@@ -53,17 +54,20 @@ class Normalisation(pydantic.BaseModel):
         return np.float32(low), np.float32(1 / width if width > 0 else 1.0)
 
 
-def normalised(values: np.ndarray, constants: tuple[np.float32, np.float32], out: np.ndarray) -> np.ndarray:
+def normalised(values: np.ndarray, constants: tuple[np.float32, np.float32] | Chain, out: np.ndarray) -> np.ndarray:
     """Grey values as the network sees them, into `out` (float32): the one way, in training and in use."""
+    if isinstance(constants, Chain):
+        return constants(values, out)
     offset, scale = constants
     np.subtract(values, offset, out=out)
     out *= scale
     return out
 
 
-def restored(values: np.ndarray, constants: tuple[np.float32, np.float32], dtype) -> np.ndarray:
-    """What a network gives on the scale of its input as grey values of `dtype`: the inverse of `normalised`; integers rounded to nearest, clipped."""
-    offset, scale = constants
+def restored(values: np.ndarray, constants: tuple[np.float32, np.float32] | Chain, dtype) -> np.ndarray:
+    """What a network gives on the scale of its input as grey values of `dtype`: the inverse of `normalised`; integers rounded to nearest, clipped.
+    Where steps came before the network, those after it belong to the model, and its output is grey values already."""
+    offset, scale = (np.float32(0), np.float32(1)) if isinstance(constants, Chain) else constants
     out = values / scale
     out += offset
     if not np.issubdtype(dtype, np.integer):
@@ -73,7 +77,7 @@ def restored(values: np.ndarray, constants: tuple[np.float32, np.float32], dtype
 
 
 class Facts(pydantic.BaseModel):
-    """`classes` name the output channels, the first is the background. `voxel_nm`: ZYX of what it was trained on. `stride` (the network's
+    """`classes` name the output channels. `voxel_nm`: ZYX of what it was trained on. `stride` (the network's
     total stride) and `halo` (its receptive field to each side, rounded up to the stride) in voxels, one number or one an axis of the network."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
@@ -83,7 +87,7 @@ class Facts(pydantic.BaseModel):
     channels: pydantic.PositiveInt = 1
     #: None where the file does not say: then whoever runs it must
     voxel_nm: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat] | None
-    normalisation: Normalisation = Normalisation()
+    normalisation: Normalisation | Steps = Normalisation()
     #: what has to be applied to the output to make probabilities; 'none' where the network does it itself
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     stride: pydantic.PositiveInt | list[pydantic.PositiveInt]
@@ -94,6 +98,10 @@ class Facts(pydantic.BaseModel):
     batch: pydantic.PositiveInt | None = None
     #: 'image': grey values on the scale of the input (a denoised image), each of `classes` one of them
     gives: Literal["probabilities", "image"] = "probabilities"
+    #: how tiles are joined where the recipe does not say; None: exact in 2D, blend in 3D. blend where the halo is not known
+    mode: Literal["exact", "blend"] | None = None
+    #: whether the first class is what nobody asks for unless by name
+    background: bool = True
     #: bytes that predicting takes for each voxel of the input
     memory: pydantic.PositiveFloat = 1024.0
     network: dict[str, Any] | None = None
@@ -129,7 +137,7 @@ class Facts(pydantic.BaseModel):
         return self.zyx(self.halo, 0)
 
 
-def parse(data: bytes, path: Path) -> Facts:
+def parse(data: bytes, path: Path | str) -> Facts:
     """Facts from JSON. ModelError names the file and the first thing that is wrong."""
     try:
         facts = Facts.model_validate_json(data)

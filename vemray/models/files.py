@@ -1,28 +1,50 @@
-"""Model files: what a network needs to know travels with it, and nothing in a file is ever executed.
+"""Model files: what a network needs to know travels with it, and nothing in a file is ever run by Python.
 
     .vemray  the native one: a zip of model.json and weights.npz
     .onnx    ONNX with the same facts in its metadata ('vemray') or in a sidecar FILE.onnx.json
     .czann   ZEISS: a zip of model.json and an ONNX with channels last; what it does not say may be in a sidecar FILE.czann.json
+    .pt      TorchScript, with the facts in a sidecar FILE.pt.json
+    folder, .yaml, .zip    a BioImage.IO package
+    entry:NAME    no file but a function of an installed package
 
-A format is a module with `read_facts(path) -> Facts` and `read(path, device) -> Model`, and a line in READERS."""
+A format is a module with `read_facts(path) -> Facts` and `read(path, device) -> Model`, and a line in READERS. One whose models are several files, or
+are run by several engines, also has `parts(path)` and `engine(path)`."""
 
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 from vemray.errors import ModelError
+from vemray.models import entry
 from vemray.models.facts import Facts, Normalisation
 from vemray.models.model import Model
 
-__all__ = ["READERS", "Facts", "Model", "Normalisation", "load", "load_facts", "save_czann", "save_native", "save_onnx"]
+__all__ = [
+    "READERS", "Facts", "Model", "Normalisation", "engine", "load", "load_facts", "parts", "save_bioimage", "save_czann", "save_native", "save_onnx", "stamp",
+]  # fmt: skip
 
 #: suffix -> module that reads it
-READERS = {".vemray": "vemray.models.native", ".onnx": "vemray.models.onnx_file", ".czann": "vemray.models.czann"}
+READERS = {
+    ".vemray": "vemray.models.native", ".onnx": "vemray.models.onnx_file", ".czann": "vemray.models.czann",
+    **dict.fromkeys((".pt", ".pth", ".torchscript"), "vemray.models.torchscript"),
+    **dict.fromkeys((".zip", ".yaml", ".yml"), "vemray.models.bioimage"),
+}  # fmt: skip
+#: formats that are known and not read -> why
+REFUSED = {
+    ".pt2": "torch.export's archives hold pickled Python objects, which are code, so they are not opened. Save the network as ONNX or TorchScript."
+}
 
 
 def _reader(path: str | Path):
+    if str(path).startswith(entry.PREFIX):
+        return entry, str(path)
     p = Path(path)
+    if p.is_dir():
+        return importlib.import_module(READERS[".yaml"]), p
+    if p.suffix in REFUSED:
+        raise ModelError(f"{path}: {REFUSED[p.suffix]}")
     if p.suffix not in READERS:
         raise ModelError(f"'{path}': models of type '{p.suffix}' are not read. Known: {', '.join(READERS)}.")
     if not p.is_file():
@@ -40,6 +62,35 @@ def load(path: str | Path, device: str = "cpu") -> Model:
     """The model, ready to predict on `device` ('cpu' or 'cuda'). ModelError."""
     module, p = _reader(path)
     return module.read(p, device)
+
+
+def parts(path: str | Path) -> tuple[str, ...]:
+    """The files whose contents make the model: itself, its sidecar, what else a package names. ModelError."""
+    module, p = _reader(path)
+    if hasattr(module, "parts"):
+        return module.parts(p)
+    sidecar = f"{path}.json"
+    return (str(path), sidecar) if p.suffix != ".vemray" and os.path.exists(sidecar) else (str(path),)
+
+
+def engine(path: str | Path) -> str:
+    """The package that runs the model. ModelError."""
+    module, p = _reader(path)
+    return module.engine(p) if hasattr(module, "engine") else "onnxruntime" if p.suffix in (".onnx", ".czann") else "torch"
+
+
+def stamp(path: str | Path) -> tuple:
+    """Changes when a file of the model does. ModelError where there is none."""
+    if str(path).startswith(entry.PREFIX):
+        return entry.stamp(str(path))
+    try:
+        found = [path, *(e.path for e in os.scandir(path) if e.is_file())] if os.path.isdir(path) else [path]
+        if str(path).endswith((".yaml", ".yml")):
+            found = [e.path for e in os.scandir(os.path.dirname(path) or ".") if e.is_file()]
+        stats = [os.stat(p) for p in [*found, *[s for s in (f"{path}.json",) if os.path.exists(s)]]]
+    except OSError:
+        raise ModelError(f"there is no model '{path}'. A path in a recipe starts from the recipe's folder.") from None
+    return tuple(sorted((s.st_size, s.st_mtime_ns) for s in stats))
 
 
 def save_native(path: str | Path, module, facts: Facts) -> None:
@@ -61,3 +112,10 @@ def save_czann(path: str | Path, model: Model, **how) -> None:
     from vemray.models import czann
 
     czann.save(path, model, **how)
+
+
+def save_bioimage(path: str | Path, model: Model, **how) -> None:
+    """Export a native model as a BioImage.IO package: see vemray.models.bioimage_save.save."""
+    from vemray.models import bioimage_save
+
+    bioimage_save.save(path, model, **how)

@@ -45,16 +45,6 @@ def _model(path: str, stamp: tuple, device: str) -> files.Model:
     return files.load(path, device)
 
 
-def _stamp(path: str) -> tuple:
-    try:
-        s = os.stat(path)
-    except OSError:
-        raise ModelError(f"there is no model '{path}'. A path in a recipe starts from the recipe's folder.") from None
-    sidecar = path + ".json"
-    t = os.stat(sidecar) if os.path.exists(sidecar) else s
-    return (s.st_size, s.st_mtime_ns, t.st_mtime_ns)
-
-
 def device_of(asked: str) -> str:
     """'cpu' or 'cuda'. 'auto' is the GPU where the machine that plans has one that torch can use."""
     if asked != "auto":
@@ -67,9 +57,16 @@ def device_of(asked: str) -> str:
 
 
 Path_ = Annotated[
-    str, Field(description="model file (.vemray, .onnx or .czann); a relative path starts from the recipe's folder", json_schema_extra={"path": True})
+    str,
+    Field(
+        description="model file (.vemray, .onnx, .czann, TorchScript) or BioImage.IO package (folder, .yaml, .zip), a relative path from the recipe's "
+        "folder; or entry:NAME, a network of an installed package",
+        json_schema_extra={"path": True},
+    ),
 ]
-Classes = Annotated[list[str] | None, Field(description="classes whose probability is wanted; default: all but the first, which is the background")]
+Classes = Annotated[
+    list[str] | None, Field(description="classes whose probability is wanted; default: all but the first where that is the background")
+]
 Groups = Annotated[
     dict[str, list[str]], Field(description="further outputs: name -> classes whose probabilities are added, e.g. cell: [cytoplasm, nucleus]")
 ]
@@ -125,9 +122,8 @@ class Inference(Operator):
         return hash(json.dumps(vars(self)))
 
     def files(self) -> tuple[str, ...]:
-        """The model file and its sidecar: their contents are part of what the result is made from."""
-        sidecar = self.model + ".json"
-        return tuple(p for p in (self.model, sidecar) if p and (p != sidecar or (not self.model.endswith(".vemray") and os.path.exists(p))))
+        """The model's files, a sidecar among them: their contents are part of what the result is made from."""
+        return files.parts(self.model) if self.model else ()
 
 
 @register("infer_tiles", hidden=True)
@@ -168,10 +164,10 @@ class InferTiles(Inference, Filter):
 
     @property
     def about(self) -> files.Facts:
-        return _facts(self.model, _stamp(self.model))
+        return _facts(self.model, files.stamp(self.model))
 
     def facts(self) -> dict:
-        package = "onnxruntime" if self.model.endswith((".onnx", ".czann")) else "torch"
+        package = files.engine(self.model)
         try:
             version = importlib.metadata.version(package).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
@@ -185,7 +181,8 @@ class InferTiles(Inference, Filter):
             raise RecipeError(f"the model {self.model} gives an image, not classes: leave '{'groups' if self.groups else 'show'}' out.")
         if self.show == "classes":
             return {"classes": list(range(len(known)))}
-        out = {name: [name] for name in (self.classes if self.classes is not None else known if image else known[1:] or known)}
+        usual = known if image else known[self.about.background :] or known
+        out = {name: [name] for name in (self.classes if self.classes is not None else usual)}
         out.update(self.groups)
         for name, channels in out.items():
             for c in channels:
@@ -208,9 +205,10 @@ class InferTiles(Inference, Filter):
             raise RecipeError(f"the model {self.model} is 3D and sees all directions at once: leave 'axes' out.")
         axes = slice(1 if a.dims == 2 else 0, 3)  # a 2D network never sees how far planes lie apart
         if a.voxel_nm is None and not self.ignore_voxel_size:
+            installed = self.model.startswith(files.entry.PREFIX)
+            where = "its facts" if installed else f'{os.path.basename(self.model)}.json beside it, {{"voxel_nm": [z, y, x]}}'
             raise ModelError(
-                f"the model {self.model} does not say what voxels it was trained on. Write it into {os.path.basename(self.model)}.json beside it, "
-                '{"voxel_nm": [z, y, x]}, or say ignore_voxel_size: true.'
+                f"the model {self.model} does not say what voxels it was trained on. Write it into {where}, or say ignore_voxel_size: true."
             )
         off = 1.0 if a.voxel_nm is None else max(max(x, y) / min(x, y) for x, y in zip(a.voxel_nm[axes], self._turn(image.spacing.zyx)[axes]))
         if off > 1.05 and not self.ignore_voxel_size:
@@ -219,6 +217,10 @@ class InferTiles(Inference, Filter):
             raise ModelError(
                 f"the model {self.model} was trained on voxels of {trained} nm (z, y, x), the volume has {image.spacing}.{along} "
                 "Use a pyramid level or a model that fits, or ignore_voxel_size: true."
+            )
+        if self.mode == "exact" and a.mode == "blend" and not any(a.halos):
+            raise RecipeError(
+                f"the model {self.model} does not say its halo, so tiles cannot be joined exactly: leave 'mode' out, or give the halo in a sidecar."
             )
         if image.dtype == "float64":
             raise RecipeError("'infer' takes integer or float32 images, not float64. Convert it with rescale.")
@@ -249,11 +251,12 @@ class InferTiles(Inference, Filter):
 
     @property
     def _blend(self) -> bool:
-        return (self.mode or ("exact" if self.about.dims == 2 else "blend")) == "blend"
+        return (self.mode or self.about.mode or ("exact" if self.about.dims == 2 else "blend")) == "blend"
 
     @property
     def _shared(self) -> int:
-        return self.overlap or (32 if self.about.dims == 2 else 16)
+        usual = 32 if self.about.dims == 2 else 16
+        return self.overlap or min([usual, *(w // 2 for w in self.about.window or ())])
 
     # the tile grid ----------------------------------------------------------------------------------------------------
 
@@ -348,7 +351,7 @@ class InferTiles(Inference, Filter):
             there = Site(self._turn(site.shape), Spacing(*self._turn(site.spacing.zyx)), self._turned(site.read), self._turned(site.write))
             out = self._upright(self._turn(image), histogram, None if mask is None else self._turn(mask), site=there)
             return {name: np.ascontiguousarray(self._turn(a)) for name, a in out.items()}
-        model = _model(self.model, _stamp(self.model), self.device)
+        model = _model(self.model, files.stamp(self.model), self.device)
         constants = self.about.normalisation.constants(histogram, image.dtype)
         wanted = self.wanted()
         out = {name: np.zeros(site.write.shape, self._dtype(image.dtype)) for name in wanted}
@@ -504,7 +507,7 @@ class Infer(Inference, Composite):
 
     def expand(self, inputs: Mapping[str, str]) -> list[Step]:
         if not self.model:
-            raise RecipeError("'infer' needs a model: model: FILE.vemray, FILE.onnx or FILE.czann")
+            raise RecipeError("'infer' needs a model: model: FILE.vemray, .onnx, .czann, .pt, a BioImage.IO package or entry:NAME")
         axes = list(dict.fromkeys(self.axes or ["z"]))
         own = {**{f.name: getattr(self, f.name) for f in dataclasses.fields(Inference)}, "device": device_of(self.device)}
         run = {axis: InferTiles(**own, axis=axis) for axis in axes}

@@ -29,3 +29,14 @@ class Model:
                 f"{where}: the network gives {scores.shape[1]} channels for {len(self.facts.classes)} classes ({', '.join(self.facts.classes)}). "
                 "Name as many classes as it has channels."
             )
+
+
+def activated(scores: np.ndarray, activation: str) -> np.ndarray:
+    """Scores (B, classes, ...) as float32 probabilities."""
+    y = scores
+    if activation == "softmax":
+        y = np.exp(y - y.max(axis=1, keepdims=True))
+        y /= y.sum(axis=1, keepdims=True)
+    elif activation == "sigmoid":
+        y = 1 / (1 + np.exp(-y))
+    return y.astype(np.float32, copy=False)

@@ -13,29 +13,36 @@ import numpy as np
 
 from vemray.errors import MissingExtra, ModelError
 from vemray.models.facts import Facts, parse
-from vemray.models.model import Model
+from vemray.models.model import Model, activated
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
+#: of what is written
+OPSET = 18
+
+
+def session(data: bytes, device: str, path: str | Path):
+    """An ONNX Runtime session that gives the same bits for the same batch: one thread, no choice of kernels by speed."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise MissingExtra("onnxruntime", "torch", "Running an ONNX model") from None
+    if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise ModelError(f"{path}: this ONNX Runtime cannot use a GPU. Install onnxruntime-gpu, or use device: cpu.")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.use_deterministic_compute = True
+    options.enable_mem_pattern = False  # a second pool beside the first from the second batch on, for no speed
+    try:
+        providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
+        return ort.InferenceSession(data, options, providers=providers, enable_fallback=0)  # else it would go on without the GPU
+    except Exception as e:
+        raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
 
 
 class OnnxModel(Model):
     def __init__(self, facts: Facts, data: bytes, device: str = "cpu", path: str | Path = "model"):
-        try:
-            import onnxruntime as ort
-        except ImportError:
-            raise MissingExtra("onnxruntime", "torch", "Running an ONNX model") from None
-        if device == "cuda" and "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise ModelError(f"{path}: this ONNX Runtime cannot use a GPU. Install onnxruntime-gpu, or use device: cpu.")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.use_deterministic_compute = True
-        options.enable_mem_pattern = False  # a second pool beside the first from the second batch on, for no speed
-        try:
-            providers = ["CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"]
-            self.session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)  # else it would go on without the GPU
-        except Exception as e:
-            raise ModelError(f"{path}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}") from None
+        self.session = session(data, device, path)
         self.facts, self.path, self.input = facts, str(path), self.session.get_inputs()[0].name
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
@@ -47,12 +54,7 @@ class OnnxModel(Model):
         if y.ndim != batch.ndim or y.shape[2:] != batch.shape[2:]:
             raise ModelError(f"{self.path}: the network turns {batch.shape} into {y.shape}; its output must have the input's size.")
         self.check_output(y, self.path)
-        if self.facts.activation == "softmax":
-            y = np.exp(y - y.max(axis=1, keepdims=True))
-            y /= y.sum(axis=1, keepdims=True)
-        elif self.facts.activation == "sigmoid":
-            y = 1 / (1 + np.exp(-y))
-        return y.astype(np.float32, copy=False)
+        return activated(y, self.facts.activation)
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         return self.session.run(None, {self.input: batch})[0]
@@ -188,7 +190,7 @@ def exported(module, x, output: str, axes: dict[int, str], facts: Facts) -> byte
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter without onnxscript is the old one, which says so
         names = {"input_names": ["image"], "output_names": [output], "dynamic_axes": {"image": axes, output: axes}}
-        torch.onnx.export(module, (x,), data, dynamo=False, opset_version=18, **names)
+        torch.onnx.export(module, (x,), data, dynamo=False, opset_version=OPSET, **names)
     proto = onnx.load_from_string(data.getvalue())
     entry = proto.metadata_props.add()
     entry.key, entry.value = "vemray", facts.model_copy(update={"network": None}).model_dump_json()

@@ -173,8 +173,9 @@ _NOTHING = Node("", Operator(), {}, {}, "", "")
 
 def parameters_for_key(op: Operator) -> dict[str, Any]:
     """Parameters without paths of files, whose content is hashed instead: a moved model is the same model."""
-    paths = set(op.files())
-    return {k: v for k, v in parameters(op).items() if not (isinstance(v, str) and v in paths)}
+    files = op.files()
+    paths = {*files, *(os.path.dirname(f) for f in files)}  # a model may be a folder
+    return {k: v for k, v in parameters(op).items() if not (k in _paths(type(op)) and v in paths)}
 
 
 def ports_of(op: Operator, inputs: Mapping[str, str]) -> dict[str, Port]:
@@ -253,7 +254,7 @@ def _bind(step: str, body: dict, recipe: Recipe, specs: dict) -> tuple[Operator,
                 raise RecipeError(f"{where}its input '{key}' names '{ref}', which is neither a step nor an input.{hint}")
             inputs[key] = ref
     for k in _paths(cls):
-        if isinstance(rest.get(k), str) and "://" not in rest[k]:
+        if isinstance(rest.get(k), str) and "://" not in rest[k] and not rest[k].startswith("entry:"):  # an installed network is no file
             rest[k] = os.path.normpath(os.path.join(recipe.folder or os.getcwd(), rest[k]))
     return build(cls.name, rest, where), inputs
 

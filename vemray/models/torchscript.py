@@ -1,0 +1,139 @@
+"""TorchScript archives. They hold code, which runs in torch's own interpreter and not in Python: it computes with tensors. What of it reaches files,
+or would run while it is loaded, is refused before that; and what it was compiled to is looked at before it runs. Pickled modules and state dicts, which would run Python code or need some, are never opened."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vemray.errors import MissingExtra, ModelError
+from vemray.models.facts import Facts, parse
+from vemray.models.model import Model, activated
+from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
+
+MAX_BYTES = 4 << 30
+#: what TorchScript has to reach files, other processes and libraries, and what runs while an archive is loaded
+_REACHES = re.compile(rb"\b(save|from_file|load_tensor|rpc_\w+|__setstate__|torch\s*\.\s*classes|ops\s*\.\s*(?!prim\b|aten\b)\w+)\b")
+#: of the compiled network: operators on tensors and the language's own, without those that name files, or calls that are decided when it runs
+_COMPUTES = re.compile(r"(aten|prim)::(?!\w*(save|load|file|rpc|CallMethod|CallFunction|fork|awaitable|Python))\w+")
+
+
+def archive(data: bytes, path: str | Path) -> bytes:
+    """The archive, written anew from what was looked at: torch and Python then cannot read two things in one file. ModelError for what is none."""
+    pickled = f"{path} is a pickled PyTorch file, which is code and is not opened. Save the network as TorchScript (torch.jit.script(module).save(...)) or ONNX."
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
+            entries = z.infolist()
+            names = [i.filename for i in entries]
+            root = names[0].partition("/")[0] if names else ""
+            if f"{root}/constants.pkl" not in names or not any(n.startswith(f"{root}/code/") for n in names):
+                if f"{root}/data.pkl" in names:
+                    raise ModelError(pickled)
+                raise ModelError(f"{path} is no TorchScript archive: it has no constants.pkl and no code.")
+            if bomb := next((i.filename for i in entries if i.file_size > max(BOMB_BYTES, BOMB_RATIO * i.compress_size)), None):
+                raise ModelError(f"{path}: '{bomb}' would unpack to more than {BOMB_RATIO} times its size, which no weights do: refused.")
+            if len(set(names)) != len(names) or sum(i.file_size for i in entries) > MAX_BYTES:
+                raise ModelError(f"{path} holds a name twice, or would unpack to more than {MAX_BYTES / 1e9:.0f} GB: refused.")
+            out = io.BytesIO()
+            with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as clean:
+                for entry in entries:
+                    member = z.read(entry)
+                    if entry.filename.endswith((".py", ".pkl")) and (found := _REACHES.search(member)):
+                        raise ModelError(f"{path}: its code ({entry.filename}) uses '{found[1].decode()}', which can reach beyond tensors: refused.")
+                    clean.writestr(zipfile.ZipInfo(entry.filename, (2020, 1, 1, 0, 0, 0)), member)
+            return out.getvalue()
+    except zipfile.BadZipFile:
+        if data[:1] == b"\x80":  # a pickle's first byte
+            raise ModelError(pickled) from None
+        raise ModelError(f"{path} cannot be read as TorchScript: it is no zip. The file may be truncated.") from None
+    except BROKEN as e:
+        raise ModelError(f"{path} cannot be read as TorchScript: {e}. The file may be truncated.") from None
+
+
+def _kinds(graph) -> Iterator[str]:
+    """Names of the operators of a compiled graph, those within its loops and branches too."""
+    for node in graph.nodes():
+        yield node.kind()
+        for block in node.blocks():
+            yield from _kinds(block)
+
+
+class Script:
+    """An archive that runs: an array in, the first result out. Without the optimising interpreter, which changes its code after some calls, and in one
+    thread: the same batch gives the same bits."""
+
+    def __init__(self, data: bytes, device: str, path: str | Path):
+        try:
+            import torch
+        except ImportError:
+            raise MissingExtra("torch", "torch", "Running a TorchScript model") from None
+        data = archive(data, path)
+        if device == "cuda":
+            if not torch.cuda.is_available():
+                raise ModelError(f"{path}: device cuda was asked for, but torch finds no GPU on this machine.")
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self.device, self.path = device, str(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.module = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+        except Exception as e:
+            raise ModelError(f"{path}: torch cannot load it: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
+        if odd := next((k for k in _kinds(self.module.inlined_graph) if not _COMPUTES.fullmatch(k)), None):
+            raise ModelError(f"{path}: its code uses '{odd}', which can reach beyond tensors: refused.")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        import torch
+
+        threads = torch.get_num_threads()
+        try:
+            if threads != 1:
+                torch.set_num_threads(1)
+            with torch.inference_mode(), torch.jit.optimized_execution(False):
+                y = self.module.forward(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device))
+                y = y[0] if isinstance(y, tuple | list) and len(y) else y
+                if not isinstance(y, torch.Tensor):
+                    raise ModelError(f"{self.path}: the network gives a {type(y).__name__}, not a tensor.")
+                return y.float().cpu().numpy()
+        except RuntimeError as e:
+            last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
+            raise ModelError(f"{self.path}: the network cannot take a batch of {x.shape}: {last}") from e
+        finally:
+            if threads != 1:
+                torch.set_num_threads(threads)
+
+
+class TorchScriptModel(Model):
+    def __init__(self, facts: Facts, data: bytes, device: str = "cpu", path: str | Path = "model"):
+        self.facts, self.path, self.script = facts, str(path), Script(data, device, path)
+
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        self.check_input(batch)
+        y = self.script(batch)
+        if y.ndim != batch.ndim or y.shape[2:] != batch.shape[2:]:
+            raise ModelError(f"{self.path}: the network turns {batch.shape} into {y.shape}; its output must have the input's size.")
+        self.check_output(y, self.path)
+        return activated(y, self.facts.activation)
+
+
+def read_facts(path: Path) -> Facts:
+    sidecar = path.with_name(path.name + ".json")
+    if not sidecar.exists():
+        archive(path.read_bytes(), path)  # what is no TorchScript is refused for that, not for its facts
+        raise ModelError(
+            f"{path} does not say what vemray must know: classes, voxel size, normalisation, stride, halo, activation. Write it into {sidecar.name}, "
+            'for example {"classes": ["background", "mitochondria"], "voxel_nm": [8, 8, 8], "stride": 16, "halo": 96, "activation": "softmax"}.'
+        )
+    return parse(sidecar.read_bytes(), sidecar)
+
+
+def read(path: Path, device: str) -> TorchScriptModel:
+    return TorchScriptModel(read_facts(path), path.read_bytes(), device, path)
