@@ -214,8 +214,8 @@ def test_training_sees_what_inference_feeds(monkeypatch, normalisation, dtype):
             return np.repeat(batch * 0, 2, 1)
 
     facts = Facts(classes=["a", "b"], voxel_nm=(8, 8, 8), stride=1, halo=0, normalisation=normalisation)
-    for name, fake in (("_facts", facts), ("_model", Model()), ("_stamp", ())):
-        monkeypatch.setattr(infer, name, lambda *_, fake=fake: fake)
+    for module, name, fake in ((infer, "_facts", facts), (infer, "_model", Model()), (infer.files, "stamp", ())):
+        monkeypatch.setattr(module, name, lambda *_, fake=fake: fake)
     spec = spec_of(image)
     histogram = run(Histogram(), {"image": image}, {"image": spec})
     values = {"image": image} | ({"histogram": histogram} if normalisation.needs_histogram else {})

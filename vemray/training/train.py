@@ -466,6 +466,7 @@ def _facts(settings, network, sources, target, run, thresholds, found, held_back
             "held_back": {s.name: str(s.held) for s in sources if s.held is not None} if held_back else {}, "fold": fold,
             "validation_dice": run.best, "step": run.best_step, "thresholds": {c: t for c, (t, _) in thresholds.items()},
         },
+        background=target.kind == "classes" or (target.kind == "boundary" and len(target.names) > 2),
         **({"context": settings.context} if settings.context else {}),
     )  # fmt: skip
 
