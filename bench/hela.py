@@ -80,7 +80,7 @@ def organelle_network(out: Path, school: list[Results], seeds: list[int]) -> Pat
         truth = {n: whole(r, f"{n}_32") for n in TRUTH}
         planes = _planes(out / "model" / f"painted-{seed}", sparse_annotation(Scene.make("pores", seed), truth, every=6, fraction=0.6))
         volumes.append({"volume": r.volumes["em_32"].url, "planes": str(planes)})
-    settings = {"steps": ORGANELLE_STEPS, "batch": 6, "crop": 128, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
+    settings = {"steps": ORGANELLE_STEPS, "batch": 6, "crop": 128, "base": 8, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
     return _trained(model, {"classes": list(CLASSES), "volumes": volumes, "settings": settings})
 
 
@@ -91,7 +91,7 @@ def pore_network(out: Path, school: list[Results], seeds: list[int]) -> Path:
     for seed, r in zip(seeds, school):
         planes = _planes(out / "model" / f"pores-{seed}", object_planes(whole(r, "phantom.pores"), every=5))
         volumes.append({"volume": r.volumes["phantom.em"].url, "planes": str(planes)})
-    settings = {"steps": PORE_STEPS, "batch": 8, "crop": 96, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
+    settings = {"steps": PORE_STEPS, "batch": 8, "crop": 96, "base": 8, "depth": 3, "validation": 0.0, "seed": 1, "threads": 2}
     return _trained(model, {"classes": ["elsewhere", "pore"], "volumes": volumes, "settings": settings})
 
 
@@ -108,7 +108,8 @@ def _trained(model: Path, recipe: dict) -> Path:
     if not model.exists():
         path = model.with_suffix(".yaml")
         path.write_text(json.dumps({"vemray": 1, "out": str(model), **recipe}))
-        sys.stderr.write(str(train(load(path), lambda e: sys.stderr.write(" ".join(f"{k} {v}" for k, v in e.items()) + "\n"))) + "\n")
+        for trained in train(load(path), lambda e: sys.stderr.write("  ".join(f"{k} {v}" for k, v in e.items()) + "\n")):
+            sys.stderr.write(f"{trained}\n")
     return model
 
 

@@ -122,9 +122,34 @@ def accuracy() -> None:
     for body in ("sphere", "ellipsoid", "torus", "cylinder"):
         rows.append([body, *(mean_and_spread(e) for s in SPACINGS for e in areas(body, s))])
     rows.append(["plane, all orientations", *(from_to(*of(s)) for s in SPACINGS for of in (plane_bias, mesh_planes))])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    page = HERE / "accuracy.md"
-    page.write_text(re.sub(r"(<!-- areas -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], page.read_text(), flags=re.S))
+    between("accuracy.md", "areas", table_of(rows))
+
+
+def table_of(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def between(page: str, mark: str, text: str) -> None:
+    """Put the text between <!-- mark --> and the next <!-- end --> of a page."""
+    path = HERE / page
+    path.write_text(re.sub(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", lambda m: m[1] + text + "\n" + m[2], path.read_text(), count=1, flags=re.S))
+
+
+def training() -> None:
+    """The tables of docs/training.md."""
+    from vemray.training.recipe import TargetSpec, TrainRecipe, Volume
+    from vemray.training.train import Grey, Settings, Turns
+
+    def rows(prefix: str, fields) -> list[list[str]]:
+        shown = lambda v: f"`{v}`" if isinstance(v, str | int | float | bool | tuple | list) else ""  # noqa: E731
+        return [[f"`{prefix}{n}`", shown(f.default), (f.description or "").replace("|", "\\|")] for n, f in fields.items() if f.description]
+
+    head = [["key", "default", "what it is"], ["---"] * 3]
+    between(
+        "training.md", "recipe", table_of([*head, *rows("", TrainRecipe.model_fields), *rows("volumes.", Volume.model_fields), *rows("target.", TargetSpec.model_fields)])
+    )  # fmt: skip
+    fields = {name: of.__pydantic_fields__ for name, of in (("", Settings), ("turns.", Turns), ("grey.", Grey))}
+    between("training.md", "settings", table_of([*head, *(r for prefix, f in fields.items() for r in rows(prefix, f))]))
 
 
 if __name__ == "__main__":
@@ -132,5 +157,6 @@ if __name__ == "__main__":
         accuracy()
     else:
         operators()
+        training()
         phantom()
         pores()

@@ -29,7 +29,7 @@ out: demo.vemray
 classes: [{classes}]
 volumes:
   - {{volume: "{volume}", planes: annotation}}
-settings: {{steps: {steps}, batch: 6, crop: 128, depth: 3, validation: 0.0, seed: 1, threads: 2}}
+settings: {{steps: {steps}, batch: 6, crop: 128, base: 8, depth: 3, validation: 0.0, seed: 1, threads: 2}}
 """
 
 
@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         head("3. training a small U-Net on the painted planes alone")
         model = work / "demo.vemray"
         if not model.exists():
-            say(str(train(load(work / "train.yaml"), lambda e: say("         " + " ".join(f"{k} {v}" for k, v in e.items()) + "\n"))) + "\n")
+            for trained in train(load(work / "train.yaml"), lambda e: say("         " + "  ".join(f"{k} {v}" for k, v in e.items()) + "\n")):
+                say(f"{trained}\n")
         head("4. the profile: infer, segment, measure")
         em, profile = cell.volumes["phantom.em"].url, access.join(out, "profile")
         results = run(

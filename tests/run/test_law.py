@@ -92,20 +92,18 @@ def demo(folder: Path) -> tuple[dict, np.ndarray, float]:
     """configs/demo.yaml on the demo's cell at 64 nm, with a network trained for it on a few planes."""
     from vemray.geometry import Spacing
     from vemray.phantom import CLASSES, Scene, render, sparse_annotation
-    from vemray.training.train import Plane, Settings, train
+    from vemray.training.source import painted
+    from vemray.training.targets import Target
+    from vemray.training.train import Settings, train
 
     scene = Scene.make("demo", 1, (64.0, 64.0, 64.0))
     truth = render(scene, Box.of(scene.shape))
-    planes = [
-        Plane((truth["em"][z].astype(np.float32) - 60) / 140, painted)
-        for z, painted in sparse_annotation(scene, truth, every=9, fraction=0.6).items()
-    ]
     from vemray.models.files import Normalisation
 
-    fixed = Normalisation(method="fixed", low=60, high=200)
-    train(
-        planes, CLASSES, Spacing(64, 64, 64), folder / "demo.vemray", Settings(steps=120, batch=4, crop=64, depth=2, base=8, validation=0.0), fixed
-    )  # fmt: skip
+    planes = sparse_annotation(scene, truth, every=9, fraction=0.6)
+    source = painted(truth["em"], planes, Spacing(64, 64, 64), Normalisation(method="fixed", low=60, high=200))
+    settings = Settings(steps=120, batch=4, crop=64, depth=2, base=8, validation=0.0)
+    train([source], Target("classes", tuple(CLASSES)), folder / "demo.vemray", settings)
     recipe = yaml.safe_load((CONFIGS / "demo.yaml").read_text())
     recipe["steps"]["probability"]["model"] = str(folder / "demo.vemray")
     return recipe, truth["em"], 64.0

@@ -30,11 +30,13 @@ VOLUMES = ["nucleus", "mitochondria", "cell", "cytoplasm", "pockets", "pores", "
 def network(path: Path, volume, truth: np.ndarray, classes, every: int, **settings) -> str:
     """A small network that has seen every `every`-th plane of `volume`."""
     from vemray.models.files import Normalisation
-    from vemray.training.train import Plane, Settings, train
+    from vemray.training.source import painted
+    from vemray.training.targets import Target
+    from vemray.training.train import Settings, train
 
-    planes = [Plane((plane.astype(np.float32) - 60) / 140, painted) for plane, painted in zip(whole(volume)[1::every], truth[1::every])]
-    settings = Settings(steps=200, base=8, validation=0.0, **settings)
-    train(planes, classes, volume.spacing, path, settings, Normalisation(method="fixed", low=60, high=200))
+    planes = {z: truth[z] for z in range(1, len(truth), every)}
+    source = painted(volume, planes, normalisation=Normalisation(method="fixed", low=60, high=200))
+    train([source], Target("classes", tuple(classes)), path, Settings(steps=200, base=8, validation=0.0, **settings))
     return str(path)
 
 

@@ -102,12 +102,14 @@ def train(
     sets: TrainSets = [],  # noqa: B006
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model if it exists.")] = False,
 ) -> None:
-    """Train a network from sparse annotation."""
+    """Train a network from sparse annotation: MODEL.vemray, with a log and a page beside it. The same command goes on with one that was interrupted."""
+    from vemray.report.training_page import write_training_page
     from vemray.training.recipe import load, run
 
-    progress = lambda e: sys.stderr.write(" ".join(f"{k} {v}" for k, v in e.items()) + "\n")  # noqa: E731
-    result = run(load(recipe, sets), progress, overwrite)
-    say(str(result))
+    progress = lambda e: sys.stderr.write("  ".join(f"{k} {v}" for k, v in e.items()) + "\n")  # noqa: E731
+    for result in run(load(recipe, sets), progress, overwrite):
+        say(str(result))
+        say(f"page: {write_training_page(result)}")
 
 
 @app.command("check-model")

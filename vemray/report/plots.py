@@ -76,3 +76,16 @@ def agreement_curve(rows: Sequence[Mapping[str, float]], base: Sequence[Mapping[
     a.set_xlabel("IoU threshold")
     a.legend(frameon=False, fontsize=8)
     return _svg(figure)
+
+
+def training(history: Sequence[Mapping]) -> str:
+    """Loss, and Dice of each class on the validation region, by step."""
+    figure, (left, right) = _figure(8.4, 2.8, 2)
+    steps = [h["step"] for h in history]
+    left.plot(steps, [h["loss"] for h in history], color="#444", marker=".")
+    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    for name in history[-1]["dice"] if history else ():
+        right.plot(steps, [np.nan if h["dice"][name] is None else h["dice"][name] for h in history], marker=".", label=name)
+    right.set(xlabel="step", ylabel="Dice, validation region", ylim=(0, 1))
+    right.legend(frameon=False, fontsize="small")
+    return _svg(figure)

@@ -65,8 +65,8 @@ def annotate(source: str, target: str, like: volume.Volume, classes: Sequence[st
 _Found = tuple[Callable[[Box], np.ndarray | None], dict[int, int]]
 
 
-def read_planes(folder: str) -> dict[int, np.ndarray]:
-    """z -> uint8 (Y, X) of the TIFF and PNG files in `folder`; z is the last number in a file's name."""
+def read_planes(folder: str, types: Sequence[type] = (np.uint8,)) -> dict[int, np.ndarray]:
+    """z -> (Y, X) of the TIFF and PNG files in `folder`, of one of the `types`; z is the last number in a file's name."""
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder of annotated planes '{folder}'.")
     out: dict[int, np.ndarray] = {}
@@ -84,9 +84,15 @@ def read_planes(folder: str) -> dict[int, np.ndarray]:
             import tifffile
 
             plane = tifffile.imread(p)
-        if plane.ndim != 2 or plane.dtype != np.uint8:
-            raise InputError(f"{p}: a plane of labels is 8 bit grey (Y, X), this is {plane.dtype} {plane.shape}.")
-        out[int(numbers[-1])] = plane
+        if plane.dtype == np.int32 and np.uint16 in types and p.suffix.lower() == ".png":
+            plane = plane.astype(np.uint16)  # as Pillow gives 16 bits
+        if plane.ndim != 2 or plane.dtype not in types:
+            bits = " or ".join(str(8 * np.dtype(t).itemsize) for t in types)
+            raise InputError(f"{p}: a plane of labels is {bits} bit grey (Y, X), this is {plane.dtype} {plane.shape}.")
+        z = int(numbers[-1])
+        if z in out:
+            raise InputError(f"{p}: there is another file of plane {z} in that folder. Leave one.")
+        out[z] = plane
     if not out:
         raise InputError(f"'{folder}' holds no TIFF or PNG planes.")
     return out

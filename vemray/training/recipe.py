@@ -14,38 +14,103 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import numpy as np
 import pydantic
+from pydantic import Field
 
 from vemray.errors import InputError, RecipeError, nearest
+from vemray.geometry import Box
 from vemray.models.files import Normalisation
 from vemray.plan.recipe import override, read_yaml
 from vemray.store.volume import open as open_volume
 from vemray.training.annotation import read_planes
-from vemray.training.train import Settings, Trained, planes_of, train
+from vemray.training.source import LabelVolume, PaintedPlanes, Source
+from vemray.training.targets import Target
+from vemray.training.train import Settings, Trained, train
+
+Axis = Literal["z", "y", "x"]
+Span = tuple[int, int]
 
 
 class Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
 
 
-class Annotated(Strict):
-    volume: str
-    planes: str
+class Volume(Strict):
+    volume: Annotated[str, Field(description="OME-Zarr, a folder or s3://; it is read where it is annotated")]
+    level: Annotated[int, Field(ge=0, description="level of the pyramid; the network is one for the voxels of that level")] = 0
+    planes: Annotated[
+        str | dict[Axis, str] | None, Field(description="folder of painted planes (TIFF, PNG; the number in the name is the plane), or axis: folder")
+    ] = None
+    labels: Annotated[str | None, Field(description="instead of planes: a label volume on the same voxels")] = None
+    values: Annotated[
+        Literal["classes", "objects"],
+        Field(description="what numbers mean. classes: 0 unlabelled, 1 the first class; objects: 0 background, every other number an object"),
+    ] = "classes"
+    zero: Annotated[Literal["unlabelled", "background"] | None, Field(description="what 0 means, if not that: background is the first class")] = None
+    region: Annotated[
+        tuple[Span, Span, Span] | None, Field(description="the part of `labels` that is used: [[z, z], [y, y], [x, x]], from and up to, in voxels")
+    ] = None
+    axes: Annotated[
+        list[Axis], Field(min_length=1, description="of `labels`: the axes that a 2D network's planes are stacked along")
+    ] = ["z"]  # fmt: skip
+
+
+class TargetSpec(Strict):
+    kind: Annotated[
+        Literal["classes", "boundary", "affinities", "distance"],
+        Field(description="what the network gives: classes; of objects their boundaries, affinities to the next voxel, or distance to their end"),
+    ] = "classes"
+    width: Annotated[int, Field(gt=0, description="of a boundary, in voxels to each side")] = 1
+    scale_nm: Annotated[float, Field(gt=0, description="of a distance d, which is given as d / (d + scale)")] = 100.0
 
 
 class TrainRecipe(Strict):
     vemray: Literal[1]
-    out: str
-    classes: list[str]
-    volumes: list[Annotated]
+    out: Annotated[str, Field(description="MODEL.vemray")]
+    volumes: Annotated[list[Volume], Field(min_length=1)]
+    classes: Annotated[
+        list[str], Field(description="names of the classes, the background first; of objects the name of the object is the second")
+    ] = []
+    target: TargetSpec = TargetSpec()
+    folds: Annotated[int, Field(ge=1, le=20, description="train as many networks, each with another part of the annotation kept for validation")] = 1
     settings: Settings = Settings()
     normalisation: Normalisation = Normalisation()
     folder: str = pydantic.Field(default="", exclude=True)
 
     def path(self, p: str) -> str:
         return p if "://" in p or os.path.isabs(p) else os.path.normpath(os.path.join(self.folder, p))
+
+    @property
+    def outs(self) -> list[str]:
+        out = self.path(self.out)
+        stem, suffix = os.path.splitext(out)
+        return [out] if self.folds == 1 else [f"{stem}-{i + 1}{suffix}" for i in range(self.folds)]
+
+    def made_target(self) -> Target:
+        """RecipeError where classes and target do not fit."""
+        t, kinds = self.target, {v.values for v in self.volumes}
+        objects = kinds == {"objects"}
+        if t.kind != "classes" and not objects:
+            raise RecipeError(f"target {t.kind} is made of objects: say 'values: objects' of every volume, where each number is an object.")
+        if t.kind == "classes":
+            if len(kinds) > 1:
+                raise RecipeError("some volumes are painted as classes and some as objects: train on one of the two.")
+            if len(self.classes) < 1 or (objects and len(self.classes) != 2):
+                raise RecipeError(
+                    "'classes' must name " + ("the background and the object." if objects else "the numbers 1, 2, ... of what is painted.")
+                )
+            names = tuple(self.classes)
+        elif t.kind == "boundary":
+            known = any(v.zero in (None, "background") for v in self.volumes)
+            names = ("background", "inside", "boundary") if known else ("inside", "boundary")
+        else:
+            names = tuple(f"affinity_{a}" for a in "zyx"[-self.settings.dims :]) if t.kind == "affinities" else ("distance",)
+        if t.kind != "classes" and self.classes:
+            raise RecipeError(f"target {t.kind} has its own classes ({', '.join(names)}): leave 'classes' out.")
+        return Target(t.kind, names, objects, t.width, t.scale_nm)
 
 
 def load(path: str | Path, sets: list[str] | tuple[str, ...] = ()) -> TrainRecipe:
@@ -72,20 +137,58 @@ def load(path: str | Path, sets: list[str] | tuple[str, ...] = ()) -> TrainRecip
         if at == "vemray":
             raise RecipeError(f"{path}: 'vemray: {data['vemray']}' is not a version that is known here. Write 'vemray: 1'.") from None
         if p["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = Settings.__dataclass_fields__ if p["loc"][0] == "settings" else Annotated.model_fields if p["loc"][0] == "volumes" else ()
+            known = {"settings": Settings.__dataclass_fields__, "volumes": Volume.model_fields, "target": TargetSpec.model_fields}.get(
+                p["loc"][0], ()
+            )
             raise RecipeError(f"{path}: unknown key '{at}'.{nearest(str(p['loc'][-1]), known)}") from None
         raise RecipeError(f"{path}: {at}: {p['msg']}.") from None
 
 
-def run(recipe: TrainRecipe, progress: Callable[[dict], None] = lambda e: None, overwrite: bool = False) -> Trained:
-    """Train as `recipe` says. InputError if the model is there already, unless `overwrite`."""
-    planes, spacing, out = [], None, recipe.path(recipe.out)
-    if os.path.exists(out) and not overwrite:
-        raise InputError(f"{out} exists already and is left alone. Choose another 'out' (--set out=...), or replace it with --overwrite.")
+def sources_of(recipe: TrainRecipe) -> list[Source]:
+    """The annotated volumes, opened. InputError for what does not fit together."""
+    out: list[Source] = []
     for v in recipe.volumes:
-        volume = open_volume(recipe.path(v.volume))
-        if spacing is not None and any(abs(a / b - 1) > 0.05 for a, b in zip(volume.spacing.zyx, spacing.zyx)):
-            raise InputError(f"{v.volume} has voxels of {volume.spacing}, the volume before it {spacing}: train on one voxel size.")
-        spacing = spacing or volume.spacing
-        planes += planes_of(volume, read_planes(recipe.path(v.planes)), recipe.normalisation)
-    return train(planes, recipe.classes, spacing, out, recipe.settings, recipe.normalisation, progress)
+        if (v.planes is None) == (v.labels is None):
+            raise InputError(f"{v.volume}: give 'planes' or 'labels', one of the two.")
+        volume = open_volume(recipe.path(v.volume), v.level)
+        if out and any(abs(a / b - 1) > 0.05 for a, b in zip(volume.spacing.zyx, out[0].spacing.zyx)):
+            raise InputError(f"{v.volume} has voxels of {volume.spacing}, the volume before it {out[0].spacing}: train on one voxel size.")
+        known = None if v.zero is None else v.zero == "background"
+        if v.planes is not None:
+            if v.region is not None:
+                raise InputError(f"{v.volume}: 'region' is for 'labels'; of planes, leave out the files.")
+            folders = {"z": v.planes} if isinstance(v.planes, str) else v.planes
+            planes = {axis: read_planes(recipe.path(f), (np.uint8, np.uint16)) for axis, f in folders.items()}
+            annotation = PaintedPlanes(volume.shape, planes, v.values, known)
+        else:
+            labels = open_volume(recipe.path(v.labels), v.level if _has(recipe.path(v.labels), v.level) else 0)
+            if labels.shape != volume.shape:
+                raise InputError(f"{v.labels} has {labels.shape} voxels, {v.volume} {volume.shape}: labels must lie on the voxels of the volume.")
+            region = Box(*zip(*v.region)) if v.region else None
+            if region is not None and not region.clip(volume.shape).size:
+                raise InputError(f"{v.volume}: the region {region} holds no voxel of it.")
+            annotation = LabelVolume(labels, v.values, known, region, "".join(dict.fromkeys(v.axes)))
+        out.append(Source(os.path.basename(v.volume.rstrip("/")) or v.volume, volume, annotation, recipe.normalisation))
+    return out
+
+
+def _has(url: str, level: int) -> bool:
+    return level < open_volume(url).levels
+
+
+def run(recipe: TrainRecipe, progress: Callable[[dict], None] = lambda e: None, overwrite: bool = False) -> list[Trained]:
+    """Train as `recipe` says: one network, or one a fold. InputError if a model is there already, unless `overwrite`."""
+    target, outs = recipe.made_target(), recipe.outs
+    there = [o for o in outs if os.path.exists(o)]
+    if len(there) == len(outs) and not overwrite:
+        raise InputError(f"{there[0]} exists already and is left alone. Choose another 'out' (--set out=...), or replace it with --overwrite.")
+    sources, done = sources_of(recipe), []
+    for i, out in enumerate(outs):
+        if out in there and not overwrite:  # a fold of a training that was interrupted
+            progress({"fold": i + 1, "kept": out})
+            continue
+        if len(outs) > 1:
+            progress({"fold": i + 1, "of_folds": len(outs)})
+        fold = (i, len(outs)) if len(outs) > 1 else None
+        done.append(train(sources, target, out, recipe.settings, progress, fold, overwrite))
+    return done

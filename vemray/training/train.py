@@ -1,202 +1,474 @@
-"""A small trainer: a 2D U-Net from a few, partly painted planes. What is not painted is unknown, never background."""
+"""The trainer: a network from sparse annotation. What is not annotated is unknown, never background."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
+import importlib.util
 import json
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as strict
 
-from vemray.errors import InputError, MissingExtra
-from vemray.geometry import Spacing
-from vemray.models.facts import normalised
-from vemray.models.files import Facts, Normalisation, save_native
-from vemray.training.sampling import Plane, Sampler
+from vemray.errors import InputError, MissingExtra, ModelError
+from vemray.models.files import Facts, save_native
+from vemray.training import split
+from vemray.training.augment import Grey, GreyAugmentation
+from vemray.training.crops import Places, Sampler, Shape, Turns, places
+from vemray.training.source import Source
+from vemray.training.targets import Target
+from vemray.training.validation import Example, Scores, judge, pixel_nm, views
+
+#: nm that a network should see to each side: about the size of a mitochondrion. It decides the depth
+REACH_NM = 400.0
 
 
 @strict(frozen=True, config=ConfigDict(extra="forbid"))
 class Settings:
     """How to train. Steps, not seconds: the same seed gives the same network on the same machine."""
 
-    steps: Annotated[int, Field(gt=0, description="optimiser steps")] = 400
-    batch: Annotated[int, Field(gt=0, description="crops a step")] = 6
-    crop: Annotated[int, Field(gt=0, description="edge of a crop in pixels")] = 128
-    base: Annotated[int, Field(gt=0, description="channels of the first level")] = 8
-    depth: Annotated[int, Field(gt=0, description="times the network halves the plane")] = 3
+    network: Annotated[str, Field(description="unet, or a network of MONAI: monai.BasicUNet, monai.UNet, monai.DynUNet, monai.SegResNet")] = "unet"
+    options: Annotated[dict[str, Any], Field(description="further parameters of a network of MONAI")] = dataclasses.field(default_factory=dict)
+    dims: Annotated[Literal[2, 3], Field(description="2: plane by plane; 3: in the volume")] = 2
+    context: Annotated[int, Field(ge=0, le=8, description="2.5D: neighbour planes to each side that a 2D network sees as channels")] = 0
+    base: Annotated[int, Field(gt=0, description="channels of the first level")] = 16
+    depth: Annotated[
+        int | None,
+        Field(gt=0, le=6, description="times the network halves the plane; default: 3, or 4 for pixels so small that it would not see 400 nm"),
+    ] = None
+    steps: Annotated[int, Field(gt=0, description="optimiser steps")] = 1000
+    batch: Annotated[int | None, Field(gt=0, description="crops a step; default 6, of 3D networks 1")] = None
+    crop: Annotated[
+        int | tuple[int, ...] | None, Field(description="edge of a crop in voxels, or one for each axis; default 128, of 3D networks 64")
+    ] = None
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    validation: Annotated[float, Field(ge=0, lt=1, description="share of the planes, in one run of the stack, kept for validation")] = 0.2
-    seed: int = 1
+    loss: Annotated[Literal["dice_ce", "tversky", "focal"], Field(description="cross entropy with: soft Dice; Tversky, which finds more; focal")] = (
+        "dice_ce"
+    )
+    validation: Annotated[float, Field(ge=0, lt=1, description="share of the annotation, in one region of each volume, kept for validation")] = 0.2
+    checks: Annotated[int, Field(gt=0, description="how often the network is held against the validation region")] = 8
+    patience: Annotated[int, Field(ge=0, description="stop after so many of them without a better score; 0: never")] = 0
+    self_training: Annotated[
+        float, Field(ge=0, description="weight of what the network's own average is sure of where nothing is annotated (mean teacher); 0: none of it")
+    ] = 0.0
+    sure: Annotated[float, Field(gt=0.5, lt=1, description="for self_training: the least probability that counts as sure")] = 0.95
+    turns: Turns = dataclasses.field(default_factory=Turns)
+    grey: Grey = dataclasses.field(default_factory=Grey)
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if there is one")] = "auto"
+    precision: Annotated[Literal["float32", "bf16"], Field(description="of the forward pass; bf16 is faster where the machine has it")] = "float32"
+    seed: Annotated[int, Field(ge=0)] = 1
     threads: Annotated[
         int, Field(gt=0, description="threads of the optimiser; part of what makes a training repeatable. More than one is slower on a busy machine")
     ] = 1
+    loaders: Annotated[int, Field(gt=0, description="threads that cut crops; they change nothing in the result")] = 1
+    minutes: Annotated[
+        float | None, Field(gt=0, description="stop then, the learning rate having fallen by then; such a training does not repeat")
+    ] = None
 
 
 @dataclass
 class Trained:
+    """`best`: mean Dice of the classes but the background, on the validation region at `best_step`. `thresholds`: class -> (threshold, Dice)."""
+
     path: str
     steps: int
     seconds: float
     best: float
     best_step: int
     history: list[dict]
+    thresholds: dict[str, tuple[float, float]]
+    held_back: bool
+    examples: list[Example] = field(default_factory=list)
+    unsure: list[dict] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.steps} steps in {self.seconds:.0f} s, mean Dice on the validation planes {self.best:.3f} (step {self.best_step})"
-
-
-def histogram_of(volume) -> dict:
-    """Histogram of a volume (anything with .shape, .spec and .read(Box)), as the operator gives it to inference."""
-    from vemray.geometry import Grid
-    from vemray.ops.base import Site
-    from vemray.ops.histogram import Histogram
-
-    op, total = Histogram(), None
-    grid = Grid(volume.shape, (64, 512, 512))
-    for i in range(len(grid)):
-        box = grid.write_box(i)
-        part = op.measure(volume.read(box), site=Site(volume.shape, volume.spec.spacing, box, box, (volume.spec,)))
-        total = part if total is None else total.merge(part, 0)
-    return op.finish(total, (volume.spec,))
-
-
-def planes_of(volume, annotations: Mapping[int, np.ndarray], normalisation: Normalisation) -> list[Plane]:
-    """Annotated z planes of a volume, normalised exactly as inference will. `annotations`: z -> uint8 (Y, X)."""
-    from vemray.geometry import Box
-
-    constants = normalisation.constants(histogram_of(volume) if normalisation.needs_histogram else None)
-    out = []
-    _, ny, nx = volume.shape
-    for z, labels in sorted(annotations.items()):
-        if not 0 <= z < volume.shape[0] or labels.shape != (ny, nx):
-            raise InputError(f"the annotation of plane {z} is {labels.shape}; the volume has planes 0 to {volume.shape[0] - 1} of {(ny, nx)}.")
-        image = volume.read(Box((z, 0, 0), (z + 1, ny, nx)))[0]
-        out.append(Plane(normalised(image, constants, np.empty((ny, nx), np.float32)), np.asarray(labels, np.uint8)))
-    return out
+        where = "in the validation region" if self.held_back else "on what it was trained on, since nothing could be kept for validation"
+        return f"{self.path}: {self.steps} steps in {self.seconds:.0f} s, Dice {where} {self.best:.3f} (step {self.best_step})"
 
 
 def train(
-    planes: Sequence[Plane], classes: Sequence[str], spacing: Spacing, out: str | Path, settings: Settings | None = None,
-    normalisation: Normalisation | None = None, progress: Callable[[dict], None] = lambda e: None,
+    sources: Sequence[Source], target: Target, out: str | Path, settings: Settings | None = None,
+    progress: Callable[[dict], None] = lambda e: None, fold: tuple[int, int] | None = None, overwrite: bool = False,
 ) -> Trained:  # fmt: skip
-    """Train a 2D U-Net on `planes`, in order of z, and write it to `out` (.vemray) with a log beside it (.json).
+    """Train a network that gives `target` on `sources` and write it to `out` (.vemray) with a log beside it (.json).
 
-    classes: names of the labels 1..K of the planes; the first is the background. Every class must be painted somewhere."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtra("torch", "torch", "Training") from None
-    from vemray.models.networks import UNet
-
+    A training that was interrupted goes on from its last check (`out`.checkpoint) and ends as it would have. `fold` (i, n): keep the i-th of n parts of
+    each volume for validation. InputError for a class that is annotated nowhere."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra("torch", "torch", "Training")
     settings = settings or Settings()
-    painted = (
-        np.bincount(np.concatenate([p.labels.ravel() for p in planes]), minlength=len(classes) + 1) if planes else np.zeros(len(classes) + 1, int)
-    )
-    if len(painted) > len(classes) + 1:
-        raise InputError(
-            f"the annotation holds the value {len(painted) - 1}, but there are {len(classes)} classes (1 to {len(classes)}; 0 is unlabelled)."
-        )
-    if missing := [c for c, n in zip(classes, painted[1:]) if not n]:
-        raise InputError(f"nothing is painted as '{missing[0]}'. Paint some of it, or leave the class out.")
-    fit, held = _split(list(planes), settings.validation, len(classes))
-    torch.manual_seed(settings.seed)
-    torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True)
-    network = UNet(len(classes), base=settings.base, depth=settings.depth).to(memory_format=torch.channels_last)
-    sampler = Sampler(fit, len(classes), settings.crop, network.stride, settings.seed)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.15)
-    # the mean of the late weights generalises better than the last ones, and costs nothing (Izmailov et al. 2018)
-    average = copy.deepcopy(network)
-    best, best_state, best_step, history = -1.0, None, 0, []
-    # between equal weight a pixel and equal weight a class
-    weight = torch.from_numpy(np.minimum(np.sqrt(painted[1:].max() / painted[1:]), 12.0).astype(np.float32))
-    start = time.time()
-    for step in range(1, settings.steps + 1):
-        network.train()
-        images, labels = sampler.draw(settings.batch)
-        x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-        loss = _loss(network(x), torch.from_numpy(labels), weight)
-        optimiser.zero_grad(set_to_none=True)
+    start, k = time.time(), len(target.names)
+    held_back = split.hold_back(sources, target, _indices(target), settings.validation, fold)
+    found = places(sources, target, _indices(target), settings.seed)
+    _check_annotated(sources, target, found)
+    network = _network(settings, target, sources[0])
+    shape = _crop(settings, sources, network.stride)
+    run = _Run(settings, network, sources, target, found, shape, held_back)
+    checkpoint = Path(f"{out}.checkpoint")
+    key = _key(settings, sources, target, fold)
+    if overwrite:
+        checkpoint.unlink(missing_ok=True)
+    done = run.resume(checkpoint, key) if checkpoint.exists() else 0
+    if done:
+        progress({"resumed": done, "of": settings.steps})
+    every = max(1, settings.steps // settings.checks)
+    for step, batch in run.batches(done):
+        loss = run.step(step, batch)
+        over = settings.minutes is not None and run.seconds >= 60 * settings.minutes
+        if step % every == 0 or step == settings.steps or over:
+            event = run.check(step, loss)
+            progress(event)
+            run.save(checkpoint, key, step)
+            if over or (settings.patience and run.worse >= settings.patience):
+                break
+    run.best_network()
+    scores, examples = judge(run.predict, sources, run.pieces, target, k, network.stride, examples=3)
+    thresholds = dict(zip(target.names, scores.thresholds()))
+    facts = _facts(settings, network, sources, target, run, thresholds, found, held_back, fold)
+    save_native(out, run.network, facts)
+    unsure = run.unsure()
+    result = Trained(str(out), run.history[-1]["step"], run.seconds, run.best, run.best_step, run.history, thresholds, held_back, examples, unsure)
+    log = {
+        "seconds": round(run.seconds, 1), "preparation_s": round(time.time() - start - run.seconds, 1), "history": run.history,
+        "thresholds": thresholds, "unsure": unsure,
+    }  # fmt: skip
+    Path(f"{out}.json").write_text(json.dumps(log, indent=1))
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+class _Run:
+    """A network in training and all that changes with it."""
+
+    def __init__(self, settings: Settings, network, sources, target: Target, found: list[Places | None], shape: Shape, held_back: bool):
+        import torch
+
+        from vemray.training import losses
+
+        self.settings, self.sources, self.target, self.shape = settings, list(sources), target, shape
+        self.device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(settings.threads)
+        torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
+        self.format = torch.channels_last if shape.dims == 2 else torch.channels_last_3d
+        self.network = network.to(self.device).to(memory_format=self.format)
+        self.sampler = Sampler(sources, found, shape, settings.turns, settings.seed)
+        self.grey = GreyAugmentation(settings.grey, shape.dims == 3 or shape.context > 0)
+        self.batch = settings.batch or (6 if shape.dims == 2 else 1)
+        self.anywhere = Sampler(sources, [_anywhere(sources, target, settings.seed)], shape, settings.turns, settings.seed + 1)
+        weight = None
+        if target.exclusive:  # between equal weight a voxel and equal weight a class
+            n = np.array([0 if p is None else p.weight[-1] for p in found], float)
+            weight = torch.from_numpy(np.minimum(np.sqrt(n.max() / np.maximum(n, 1)), 12.0).astype(np.float32)).to(self.device)
+        self.loss = losses.make(settings.loss, target.exclusive, weight)
+        self.plain = losses.make(settings.loss, target.exclusive, None)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+        # the mean of the late weights generalises better than the last ones, and costs nothing (Izmailov et al. 2018)
+        self.average = copy.deepcopy(self.network)
+        self.pieces = views(sources, shape.dims, shape.context, network.stride)
+        self.held_back = held_back
+        self.best, self.best_step, self.best_state, self.worse = -1.0, 0, None, 0
+        self.history: list[dict] = []
+        self.before, self.started = 0.0, time.time()
+        torch.manual_seed(settings.seed)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.time() - self.started
+
+    # batches --------------------------------------------------------------------------------------------------------------
+
+    def batches(self, done: int) -> Iterator[tuple[int, tuple]]:
+        """(step, batch) from step `done` + 1 on, cut ahead of time by other threads."""
+        s = self.settings
+        ahead = 2 * s.loaders
+        with ThreadPoolExecutor(s.loaders) as pool:
+            waiting = {i: pool.submit(self._batch, i) for i in range(done + 1, min(done + 1 + ahead, s.steps + 1))}
+            try:
+                for step in range(done + 1, s.steps + 1):
+                    batch = waiting.pop(step).result()
+                    if step + ahead <= s.steps:
+                        waiting[step + ahead] = pool.submit(self._batch, step + ahead)
+                    yield step, batch
+            finally:
+                for w in waiting.values():
+                    w.cancel()
+
+    def _batch(self, step: int) -> tuple:
+        """images as cut, images as seen, target and what is known of it."""
+        free = self.batch // 2 if self._teaches(step) else 0
+        drawn = [self.sampler.draw(step * self.batch + i) for i in range(self.batch)]
+        drawn += [self.anywhere.draw(step * self.batch + i) for i in range(free)]
+        clean = np.stack([image for image, _, _ in drawn])
+        seen = np.stack([self.grey(image, rng) for image, _, rng in drawn])
+        labels = [labels for _, labels, _ in drawn]
+        if self.target.exclusive:
+            return clean, seen, np.stack([self.target.indices(a) for a in labels]), None
+        pixel = pixel_nm(self.sources[0], "z", self.shape.dims)
+        values, known = zip(*[self.target.values(a, pixel) for a in labels])
+        return clean, seen, np.stack(values), np.stack(known)
+
+    def _teaches(self, step: int) -> bool:
+        return self.settings.self_training > 0 and step > 0.3 * self.settings.steps
+
+    # steps ----------------------------------------------------------------------------------------------------------------
+
+    def step(self, step: int, batch: tuple) -> float:
+        import torch
+
+        s = self.settings
+        clean, seen, target, known = batch
+        for group in self.optimiser.param_groups:
+            group["lr"] = float(s.learning_rate * self._rate(step))
+        self.network.train()
+        to = lambda a: torch.from_numpy(a).to(self.device)  # noqa: E731
+        x = to(seen).contiguous(memory_format=self.format)
+        y, mask = to(target), None if known is None else to(known)
+        with torch.autocast(self.device, torch.bfloat16, enabled=s.precision == "bf16"):
+            scores = self.network(x)
+        scores = scores.float()
+        loss = self.loss(scores, y, mask)
+        if self._teaches(step):
+            loss = loss + s.self_training * self._taught(to(clean).contiguous(memory_format=self.format), scores, y, mask)
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-        schedule.step()
-        _follow(average, network, 0.0 if step < 20 else 0.95)
-        if step % max(1, settings.steps // 8) == 0 or step == settings.steps:
-            dice = _dice(average, held, len(classes))
-            score = float(np.nanmean(dice))
-            history.append(
-                {
-                    "step": step,
-                    "loss": round(float(loss.detach()), 4),
-                    "validation_dice": round(score, 4),
-                    "dice": {c: None if np.isnan(d) else round(float(d), 4) for c, d in zip(classes, dice)},
-                }
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimiser.step()
+        _follow(self.average, self.network, 0.0 if step < 20 else min(0.98, 0.9 + step / 4000))
+        return float(loss.detach())
+
+    def _taught(self, clean, scores, target, known):
+        """What the average network is sure of on the crop as it was cut, the network has to find on what it sees of it (Tarvainen and Valpola 2017,
+        Sohn et al. 2020); where nothing is annotated."""
+        import torch
+
+        s = self.settings
+        self.average.eval()
+        with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=s.precision == "bf16"):
+            guess = self.average(clean).float()
+        if self.target.exclusive:
+            p, likeliest = guess.softmax(1).max(1)
+            likeliest[(p < s.sure) | (target >= 0)] = -1
+            return self.plain(scores, likeliest, None)
+        p = guess.sigmoid()
+        sure = ((p > s.sure) | (p < 1 - s.sure)) & ~known
+        return self.plain(scores, (p > 0.5).float(), sure)
+
+    def _rate(self, step: int) -> float:
+        """Of the largest: up within the first 15 per cent, then down as a cosine (Smith and Topin 2018)."""
+        done = step / self.settings.steps
+        if self.settings.minutes is not None:
+            done = max(done, self.seconds / 60 / self.settings.minutes)
+        if done < 0.15:
+            return 0.04 + 0.96 * (0.5 - 0.5 * np.cos(np.pi * done / 0.15))
+        return max(1e-4, 0.5 + 0.5 * np.cos(np.pi * min(1.0, (done - 0.15) / 0.85)))
+
+    # checks ---------------------------------------------------------------------------------------------------------------
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """Probabilities (B, K, ...) of the average network for (B, C, ...)."""
+        import torch
+
+        self.average.eval()
+        with torch.inference_mode():
+            scores = self.average(torch.from_numpy(np.ascontiguousarray(image)).to(self.device).contiguous(memory_format=self.format))
+            return (scores.softmax(1) if self.target.exclusive else scores.sigmoid()).float().cpu().numpy()
+
+    def check(self, step: int, loss: float) -> dict:
+        scores, _ = judge(self.predict, self.sources, self.pieces, self.target, len(self.target.names), 1)
+        score, dice = _score(scores, self.target), scores.dice()
+        entry = {
+            "step": step, "loss": round(loss, 4), "dice": {c: None if np.isnan(d) else round(float(d), 4) for c, d in zip(self.target.names, dice)},
+            "score": round(score, 4), "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+        self.history.append(entry)
+        self.worse = 0 if score > self.best else self.worse + 1
+        if score >= self.best:  # of equals the later, which has learned more
+            self.best, self.best_step = score, step
+            self.best_state = {k: v.detach().cpu().clone() for k, v in self.average.state_dict().items()}
+        left = self.seconds / step * (self.settings.steps - step)
+        return {
+            "step": step,
+            "of": self.settings.steps,
+            "loss": entry["loss"],
+            "dice": entry["score"],
+            "seconds": entry["seconds"],
+            "left_s": round(left),
+        }
+
+    def best_network(self) -> None:
+        self.average.load_state_dict(self.best_state)
+        self.network.load_state_dict(self.best_state)
+
+    def unsure(self, most: int = 5, looked: int = 24, edge: int = 256) -> list[dict]:
+        """Planes that the network is least sure of, and which are not annotated: the best to annotate next."""
+        out = []
+        for i, source in enumerate(self.sources):
+            if self.shape.dims == 3:
+                continue
+            boxes = source.annotation.boxes()
+            axis = boxes[0][1][0]
+            a = "zyx".index(axis)
+            n = source.shape[a]
+            taken = {z for box, _ in boxes for z in range(box.start[a], box.stop[a])} if all(b.shape[a] == 1 for b, _ in boxes) else set()
+            free = [z for z in np.unique(np.linspace(0, n - 1, looked + 2).round().astype(int)[1:-1]) if int(z) not in taken]
+            rng = np.random.default_rng([self.settings.seed, 23, i])
+            for z in free:
+                doubt = [self._doubt(source, int(z), axis, rng, edge) for _ in range(2)]
+                out.append({"volume": source.name, "axis": axis, "plane": int(z), "doubt": round(float(np.mean(doubt)), 4)})
+        return sorted(out, key=lambda u: -u["doubt"])[:most]
+
+    def _doubt(self, source: Source, z: int, axis: str, rng: np.random.Generator, edge: int) -> float:
+        """Mean over the least sure twentieth of a window of 1 - |2p - 1|, of the most doubtful class."""
+        from vemray.training.crops import around
+
+        stride = self.network.stride
+        other = [n for i, n in enumerate(source.shape) if i != "zyx".index(axis)]
+        edges = tuple(-(-min(edge, n) // stride) * stride for n in other)
+        centre = np.array([z if i == "zyx".index(axis) else 0 for i in range(3)])
+        for i, e, n in zip([i for i in range(3) if i != "zyx".index(axis)], edges, other):
+            centre[i] = e // 2 + int(rng.integers(0, max(1, n - e + 1)))
+        image, _ = around(source, centre, Shape(edges, self.shape.context), axis)
+        doubt = (1 - np.abs(2 * self.predict(image[None])[0] - 1)).max(0).ravel()
+        n = max(1, len(doubt) // 20)
+        return float(np.partition(doubt, -n)[-n:].mean())
+
+    # checkpoints ----------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path, key: str, step: int) -> None:
+        import torch
+
+        state = {
+            "key": key, "step": step, "network": self.network.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "best": self.best, "best_step": self.best_step, "best_state": self.best_state, "worse": self.worse, "history": json.dumps(self.history),
+            "seconds": self.seconds,
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def resume(self, path: Path, key: str) -> int:
+        """The step that the checkpoint was written after. InputError if it is of another training, or cannot be read."""
+        import torch
+
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            found = state["key"]
+        except Exception as e:
+            raise InputError(f"the checkpoint {path} cannot be read: {str(e).splitlines()[0]}. Remove it, or start anew with --overwrite.") from None
+        if found != key:
+            raise InputError(
+                f"{path} is the checkpoint of a training with other settings or annotations. Remove it to start anew (or --overwrite), or choose another 'out'."
             )
-            progress(
-                {
-                    "step": step,
-                    "of": settings.steps,
-                    "loss": history[-1]["loss"],
-                    "dice": history[-1]["validation_dice"],
-                    "seconds": round(time.time() - start, 1),
-                }
-            )
-            if score >= best:
-                best, best_step, best_state = score, step, copy.deepcopy(average.state_dict())
-    network.load_state_dict(best_state)
-    seconds = time.time() - start
-    facts = Facts(
-        classes=list(classes), dims=2, voxel_nm=spacing.zyx, normalisation=normalisation or Normalisation(), activation="softmax", stride=network.stride, halo=network.halo,
-        training={
-            "settings": {k: getattr(settings, k) for k in settings.__dataclass_fields__}, "planes": len(fit), "validation_planes": len(held),
-            "painted_pixels": {c: int(n) for c, n in zip(classes, painted[1:])}, "validation_dice": best, "step": best_step,
-        },
-    )  # fmt: skip
-    save_native(out, network, facts)
-    Path(str(out) + ".json").write_text(json.dumps({"seconds": round(seconds, 1), "history": history}, indent=1))
-    return Trained(str(out), settings.steps, seconds, best, best_step, history)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.best, self.best_step, self.best_state, self.worse = state["best"], state["best_step"], state["best_state"], state["worse"]
+        self.history, self.before, self.started = json.loads(state["history"]), state["seconds"], time.time()
+        return state["step"]
 
 
-def _split(planes: list[Plane], share: float, classes: int) -> tuple[list[Plane], list[Plane]]:
-    """Validation planes are one run of the stack, not neighbours of training planes strewn among them: the run whose classes are painted most
-    nearly in the proportions of all, without which every class is still painted. Where there is none the training planes judge themselves."""
-    n = round(share * len(planes))
-    counts = np.array([np.bincount(p.labels.ravel(), minlength=classes + 1)[1 : classes + 1] for p in planes], float)
-    total = counts.sum(0)
-    best, at = np.inf, None
-    for i in range(len(planes) - n + 1 if n else 0):
-        run = counts[i : i + n].sum(0)
-        if ((total - run) > 0).all() and run.sum():
-            off = np.abs(run / run.sum() - total / total.sum()).sum() + (run == 0).sum()
-            if off < best:
-                best, at = off, i
-    if at is None:
-        return planes, planes
-    return planes[:at] + planes[at + n :], planes[at : at + n]
+def _score(scores: Scores, target: Target) -> float:
+    """Mean Dice of what is not the background; nan, where nothing is annotated, counts as nothing."""
+    dice = scores.dice()
+    if target.exclusive and len(dice) > 1:
+        dice = dice[1:] if not np.isnan(dice[1:]).all() else dice
+    return float(np.nanmean(dice)) if not np.isnan(dice).all() else 0.0
 
 
-def _loss(scores, labels, weight=None):
-    """Cross entropy, weighted by class, and soft Dice over labelled pixels (labels (B, Y, X), -1 unknown); both keep rare classes from
-    vanishing."""
+def _indices(target: Target) -> int:
+    """Classes of target.indices."""
+    return len(target.names) if target.exclusive else 2
+
+
+def _check_annotated(sources: Sequence[Source], target: Target, found: list[Places | None]) -> None:
+    if not sources:
+        raise InputError("there is nothing to train on: name a volume.")
+    most = max((int(s.annotation.largest()) for s in sources), default=0)
+    if not target.objects and most > len(target.names):
+        raise InputError(
+            f"the annotation holds the value {most}, but there are {len(target.names)} classes (1 to {len(target.names)}; 0 is unlabelled)."
+        )
+    names = target.names if target.exclusive else ("background", "object")
+    if missing := [c for c, p in zip(names, found) if p is None]:
+        raise InputError(f"nothing is painted as '{missing[0]}'. Paint some of it, or leave the class out.")
+
+
+def _anywhere(sources: Sequence[Source], target: Target, seed: int, n: int = 4096) -> Places:
+    rng = np.random.default_rng([seed, 19])
+    part = []
+    for i, s in enumerate(sources):
+        axes = "".join(dict.fromkeys(a for _, axes in s.annotation.boxes() for a in axes))
+        part.append((i, axes, np.stack([rng.integers(0, m, n) for m in s.shape], 1).astype(np.int32)))
+    return Places(part, np.cumsum([float(np.prod(s.shape)) for s in sources]))
+
+
+def _network(settings: Settings, target: Target, source: Source):
     import torch
-    from torch.nn import functional as F
 
-    known = labels >= 0
-    entropy = F.cross_entropy(scores, labels, weight=weight, ignore_index=-1)
-    p = scores.softmax(1) * known[:, None]
-    t = F.one_hot(labels.clamp(min=0), scores.shape[1]).permute(0, 3, 1, 2) * known[:, None]
-    both, all_ = (p * t).sum((0, 2, 3)), (p + t).sum((0, 2, 3))
-    present = t.sum((0, 2, 3)) > 0
-    dice = 1 - (2 * both + 1) / (all_ + 1)
-    return entropy + torch.where(present, dice, torch.zeros_like(dice)).sum() / present.sum().clamp(min=1)
+    from vemray.models.networks import NETWORKS
+
+    torch.manual_seed(settings.seed)
+    if settings.network not in NETWORKS:
+        from vemray.errors import nearest
+
+        raise InputError(f"there is no network '{settings.network}'.{nearest(settings.network, NETWORKS)} Known: {', '.join(NETWORKS)}.")
+    common = {"classes": len(target.names), "in_channels": 2 * settings.context + 1 if settings.dims == 2 else 1, "dims": settings.dims}
+    if settings.dims == 3 and settings.context:
+        raise InputError("'context' is for 2D networks: a 3D one sees its neighbours anyway.")
+    if settings.network == "unet":
+        common |= {"base": settings.base, "depth": settings.depth or _depth(source)}
+    try:
+        return NETWORKS[settings.network](**common, **settings.options)
+    except (TypeError, ValueError, ModelError) as e:
+        raise InputError(f"the network '{settings.network}' cannot be built with the options {settings.options}: {e}") from None
+
+
+def _depth(source: Source) -> int:
+    """Of a U-Net: 3, which sees about 44 pixels to each side, or 4, which sees 92."""
+    return 3 if 44 * min(source.spacing.zyx) >= REACH_NM else 4
+
+
+def _crop(settings: Settings, sources: Sequence[Source], stride: int) -> Shape:
+    dims = settings.dims
+    asked = settings.crop or (128 if dims == 2 else 64)
+    edges = asked if isinstance(asked, tuple) else (asked,) * dims
+    if len(edges) != dims:
+        raise InputError(f"crop {edges} has {len(edges)} edges; a {dims}D network takes {dims}.")
+    smallest = [min(s.shape[3 - dims + i] for s in sources) for i in range(dims)]
+    return Shape(tuple(max(stride, min(e, n) // stride * stride) for e, n in zip(edges, smallest)), settings.context)
+
+
+def _key(settings: Settings, sources: Sequence[Source], target: Target, fold) -> str:
+    """What a checkpoint must agree with: all that the training is made of, but for how long it lasts by the clock."""
+    what = {"settings": dataclasses.asdict(settings), "target": dataclasses.asdict(target), "fold": fold, "sources": [s.digest() for s in sources]}
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _facts(settings, network, sources, target, run, thresholds, found, held_back, fold) -> Facts:
+    names = target.names if target.exclusive else ("background", "object")
+    return Facts(
+        classes=list(target.names), dims=settings.dims, channels=2 * settings.context + 1 if settings.dims == 2 else 1,
+        voxel_nm=sources[0].spacing.zyx, normalisation=sources[0].normalisation,
+        activation="softmax" if target.exclusive else "sigmoid", stride=network.stride, halo=network.halo or 0,
+        training={
+            "settings": dataclasses.asdict(settings), "target": target.kind, "volumes": [s.name for s in sources],
+            "annotated_voxels": {c: int(p.weight[-1]) for c, p in zip(names, found) if p is not None},
+            "held_back": {s.name: str(s.held) for s in sources if s.held is not None} if held_back else {}, "fold": fold,
+            "validation_dice": run.best, "step": run.best_step, "thresholds": {c: t for c, (t, _) in thresholds.items()},
+        },
+        background=target.kind == "classes" or (target.kind == "boundary" and len(target.names) > 2),
+        **({"context": settings.context} if settings.context else {}),
+    )  # fmt: skip
 
 
 def _follow(average, network, keep: float) -> None:
@@ -208,23 +480,3 @@ def _follow(average, network, keep: float) -> None:
                 a.mul_(keep).add_(b, alpha=1 - keep)
             else:
                 a.copy_(b)
-
-
-def _dice(network, planes: list[Plane], classes: int) -> np.ndarray:
-    """Dice of each class over the labelled pixels of whole planes; nan where a class is not painted."""
-    import torch
-
-    network.eval()
-    both, sums, true = np.zeros(classes), np.zeros(classes), np.zeros(classes)
-    with torch.inference_mode():
-        for p in planes:
-            pad = [(0, -n % network.stride) for n in p.image.shape]
-            x = torch.from_numpy(np.pad(p.image, pad, mode="reflect")[None, None].astype(np.float32))
-            guess = network(x)[0].argmax(0).numpy()[: p.image.shape[0], : p.image.shape[1]] + 1
-            known = p.labels > 0
-            for c in range(classes):
-                g, t = (guess == c + 1) & known, p.labels == c + 1
-                both[c] += (g & t).sum()
-                sums[c] += g.sum() + t.sum()
-                true[c] += t.sum()
-    return np.where(true > 0, 2 * both / np.maximum(sums, 1), np.nan)
