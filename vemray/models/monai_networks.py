@@ -35,6 +35,21 @@ MOST, LONGEST = 4096, 16
 FARTHEST = 2048
 
 
+def usual_parameters(name: str, base: int, depth: int) -> dict[str, Any]:
+    """Of a network with `base` channels at first, twice as many after each of `depth` halvings (of BasicUNet always 4), and batch normalisation, so
+    that it sees no further than its tile's halo."""
+    widths = [base * 2**i for i in range(depth + 1)]
+    return {
+        "monai.BasicUNet": {"features": [base, *[base * 2**i for i in range(5)]], "norm": "batch"},
+        "monai.UNet": {"channels": widths, "strides": [2] * depth, "norm": "batch"},
+        "monai.DynUNet": {
+            "kernel_size": [3] * (depth + 1), "strides": [1, *[2] * depth], "upsample_kernel_size": [2] * depth, "filters": widths, "norm_name": "batch",
+        },
+        "monai.SegResNet": {"init_filters": base, "blocks_down": [1] + [2] * depth, "blocks_up": [1] * depth, "norm": "batch"},
+        "monai.AttentionUnet": {"channels": widths, "strides": [2] * depth},
+    }[name]  # fmt: skip
+
+
 class MonaiNetwork(nn.Module):
     """Input (B, in_channels, [Z,] Y, X) float32, each spatial axis a multiple of `stride`; output (B, classes, [Z,] Y, X) logits."""
 

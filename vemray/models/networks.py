@@ -3,6 +3,8 @@ exactly what the whole plane gives. MONAI's: monai_networks.py."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -86,6 +88,19 @@ def network(name: str, **config) -> nn.Module:
     from vemray.models.monai_networks import MonaiNetwork
 
     return MonaiNetwork(name, **config)
+
+
+def usual(name: str, base: int, depth: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Configuration of a new network of `depth` halvings with `base` channels at first, twice as many after each; `options` go before that."""
+    if name == "unet":
+        if options:
+            raise ModelError(f"unet has no options ({', '.join(options)}): it is made of base and depth.")
+        return {"base": base, "depth": depth}
+    if name not in NETWORKS:
+        return {}
+    from vemray.models.monai_networks import usual_parameters
+
+    return {"parameters": usual_parameters(name, base, depth) | options}
 
 
 def folded(module: nn.Module) -> nn.Module:

@@ -37,7 +37,7 @@ class GreyAugmentation:
         try:
             from monai import transforms as t
         except ImportError:
-            raise MissingExtra("monai", "torch", "Training") from None
+            raise MissingExtra("monai", "train", "Training") from None
         self.grey, self.planes, self.own = grey, planes, threading.local()
         self.make = lambda: t.Compose(
             [

@@ -25,7 +25,7 @@ def make(name: str, exclusive: bool, weight) -> Callable:
     try:
         from monai import losses
     except ImportError:
-        raise MissingExtra("monai", "torch", "Training") from None
+        raise MissingExtra("monai", "train", "Training") from None
     # of a class that a batch has nothing of, what is falsely taken for it costs, up to 1
     overlap = {"softmax": True, "batch": True, "smooth_nr": 1.0, "smooth_dr": 1.0, "reduction": "mean"}
     extra = {

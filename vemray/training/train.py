@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +37,12 @@ REACH_NM = 400.0
 class Settings:
     """How to train. Steps, not seconds: the same seed gives the same network on the same machine."""
 
-    network: Annotated[str, Field(description="unet, or a network of MONAI: monai.BasicUNet, monai.UNet, monai.DynUNet, monai.SegResNet")] = "unet"
-    options: Annotated[dict[str, Any], Field(description="further parameters of a network of MONAI")] = dataclasses.field(default_factory=dict)
+    network: Annotated[
+        str, Field(description="unet, or one of MONAI's: monai.BasicUNet, monai.UNet, monai.DynUNet, monai.SegResNet, monai.AttentionUnet")
+    ] = "unet"
+    options: Annotated[dict[str, Any], Field(description="further parameters of a network of MONAI's, as MONAI names them")] = dataclasses.field(
+        default_factory=dict
+    )
     dims: Annotated[Literal[2, 3], Field(description="2: plane by plane; 3: in the volume")] = 2
     context: Annotated[int, Field(ge=0, le=8, description="2.5D: neighbour planes to each side that a 2D network sees as channels")] = 0
     base: Annotated[int, Field(gt=0, description="channels of the first level")] = 16
@@ -104,14 +109,14 @@ def train(
     A training that was interrupted goes on from its last check (`out`.checkpoint) and ends as it would have. `fold` (i, n): keep the i-th of n parts of
     each volume for validation. InputError for a class that is annotated nowhere."""
     if importlib.util.find_spec("torch") is None:
-        raise MissingExtra("torch", "torch", "Training")
+        raise MissingExtra("torch", "train", "Training")
     settings = settings or Settings()
     start, k = time.time(), len(target.names)
     held_back = split.hold_back(sources, target, _indices(target), settings.validation, fold)
     found = places(sources, target, _indices(target), settings.seed)
     _check_annotated(sources, target, found)
     network = _network(settings, target, sources[0])
-    shape = _crop(settings, sources, network.stride)
+    shape = _crop(settings, sources, _stride(network))
     run = _Run(settings, network, sources, target, found, shape, held_back)
     checkpoint = Path(f"{out}.checkpoint")
     key = _key(settings, sources, target, fold)
@@ -131,7 +136,7 @@ def train(
             if over or (settings.patience and run.worse >= settings.patience):
                 break
     run.best_network()
-    scores, examples = judge(run.predict, sources, run.pieces, target, k, network.stride, examples=3)
+    scores, examples = judge(run.predict, sources, run.pieces, target, k, examples=3)
     thresholds = dict(zip(target.names, scores.thresholds()))
     facts = _facts(settings, network, sources, target, run, thresholds, found, held_back, fold)
     save_native(out, run.network, facts)
@@ -173,7 +178,7 @@ class _Run:
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
         # the mean of the late weights generalises better than the last ones, and costs nothing (Izmailov et al. 2018)
         self.average = copy.deepcopy(self.network)
-        self.pieces = views(sources, shape.dims, shape.context, network.stride)
+        self.pieces = views(sources, shape.dims, shape.context, _stride(network))
         self.held_back = held_back
         self.best, self.best_step, self.best_state, self.worse = -1.0, 0, None, 0
         self.history: list[dict] = []
@@ -283,7 +288,7 @@ class _Run:
             return (scores.softmax(1) if self.target.exclusive else scores.sigmoid()).float().cpu().numpy()
 
     def check(self, step: int, loss: float) -> dict:
-        scores, _ = judge(self.predict, self.sources, self.pieces, self.target, len(self.target.names), 1)
+        scores, _ = judge(self.predict, self.sources, self.pieces, self.target, len(self.target.names))
         score, dice = _score(scores, self.target), scores.dice()
         entry = {
             "step": step, "loss": round(loss, 4), "dice": {c: None if np.isnan(d) else round(float(d), 4) for c, d in zip(self.target.names, dice)},
@@ -330,7 +335,7 @@ class _Run:
         """Mean over the least sure twentieth of a window of 1 - |2p - 1|, of the most doubtful class."""
         from vemray.training.crops import around
 
-        stride = self.network.stride
+        stride = _stride(self.network)
         other = [n for i, n in enumerate(source.shape) if i != "zyx".index(axis)]
         edges = tuple(-(-min(edge, n) // stride) * stride for n in other)
         centre = np.array([z if i == "zyx".index(axis) else 0 for i in range(3)])
@@ -415,22 +420,22 @@ def _anywhere(sources: Sequence[Source], target: Target, seed: int, n: int = 409
 def _network(settings: Settings, target: Target, source: Source):
     import torch
 
-    from vemray.models.networks import NETWORKS
+    from vemray.models.networks import network, usual
 
-    torch.manual_seed(settings.seed)
-    if settings.network not in NETWORKS:
-        from vemray.errors import nearest
-
-        raise InputError(f"there is no network '{settings.network}'.{nearest(settings.network, NETWORKS)} Known: {', '.join(NETWORKS)}.")
-    common = {"classes": len(target.names), "in_channels": 2 * settings.context + 1 if settings.dims == 2 else 1, "dims": settings.dims}
     if settings.dims == 3 and settings.context:
         raise InputError("'context' is for 2D networks: a 3D one sees its neighbours anyway.")
-    if settings.network == "unet":
-        common |= {"base": settings.base, "depth": settings.depth or _depth(source)}
+    torch.manual_seed(settings.seed)
+    channels = 2 * settings.context + 1 if settings.dims == 2 else 1
     try:
-        return NETWORKS[settings.network](**common, **settings.options)
-    except (TypeError, ValueError, ModelError) as e:
-        raise InputError(f"the network '{settings.network}' cannot be built with the options {settings.options}: {e}") from None
+        own = usual(settings.network, settings.base, settings.depth or _depth(source), settings.options)
+        return network(settings.network, classes=len(target.names), in_channels=channels, dims=settings.dims, **own)
+    except ModelError as e:
+        raise InputError(f"settings.network: {e}") from None
+
+
+def _stride(network) -> int:
+    """What every edge is to be a multiple of."""
+    return network.stride if isinstance(network.stride, int) else math.lcm(*network.stride)
 
 
 def _depth(source: Source) -> int:
@@ -459,7 +464,7 @@ def _facts(settings, network, sources, target, run, thresholds, found, held_back
     return Facts(
         classes=list(target.names), dims=settings.dims, channels=2 * settings.context + 1 if settings.dims == 2 else 1,
         voxel_nm=sources[0].spacing.zyx, normalisation=sources[0].normalisation,
-        activation="softmax" if target.exclusive else "sigmoid", stride=network.stride, halo=network.halo or 0,
+        activation="softmax" if target.exclusive else "sigmoid", stride=network.stride, halo=network.halo,
         training={
             "settings": dataclasses.asdict(settings), "target": target.kind, "volumes": [s.name for s in sources],
             "annotated_voxels": {c: int(p.weight[-1]) for c, p in zip(names, found) if p is not None},
@@ -467,7 +472,7 @@ def _facts(settings, network, sources, target, run, thresholds, found, held_back
             "validation_dice": run.best, "step": run.best_step, "thresholds": {c: t for c, (t, _) in thresholds.items()},
         },
         background=target.kind == "classes" or (target.kind == "boundary" and len(target.names) > 2),
-        **({"context": settings.context} if settings.context else {}),
+        context=settings.context,
     )  # fmt: skip
 
 

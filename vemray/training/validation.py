@@ -118,7 +118,7 @@ class Example:
     guess: np.ndarray
 
 
-def judge(predict: Callable[[np.ndarray], np.ndarray], sources: Sequence[Source], pieces: Sequence[View], target: Target, classes: int, stride: int,
+def judge(predict: Callable[[np.ndarray], np.ndarray], sources: Sequence[Source], pieces: Sequence[View], target: Target, classes: int,
           examples: int = 0) -> tuple[Scores, list[Example]]:  # fmt: skip
     """`predict` takes (B, C, ...) and gives probabilities (B, K, ...). And the best and the worst `examples` places, the worst first."""
     scores, found = Scores(classes, target.exclusive), []
