@@ -15,13 +15,12 @@ from networks_for_tests import small_model  # noqa: E402
 from vemray.errors import ModelError, RecipeError  # noqa: E402
 from vemray.geometry import Grid, Spacing  # noqa: E402
 from vemray.models import member  # noqa: E402
-from vemray.models.files import load  # noqa: E402
+from vemray.models.files import Facts, Normalisation, load, save_native  # noqa: E402
 from vemray.models.infer import Infer, InferMerge, InferTiles  # noqa: E402
 from vemray.models.member import BATCH_BYTES, Member  # noqa: E402
 from vemray.models.native import TorchModel  # noqa: E402
 from vemray.models.networks import UNet  # noqa: E402
 from vemray.ops.base import ArraySpec, Site  # noqa: E402
-from vemray.training.train import Facts, Normalisation, save_native  # noqa: E402
 
 SHAPE, SPACING = (5, 203, 157), Spacing(8, 8, 8)
 

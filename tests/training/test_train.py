@@ -15,9 +15,8 @@ pytest.importorskip("monai")
 from tests.ops.blockwise import run, spec_of
 from vemray.errors import InputError
 from vemray.geometry import Box, Spacing
-from vemray.models import infer
-from vemray.models.facts import Facts, Normalisation
-from vemray.models.files import load
+from vemray.models import infer, member
+from vemray.models.files import Facts, Model, Normalisation, load
 from vemray.ops.histogram import Histogram
 from vemray.training.source import Array, LabelVolume, Source, painted
 from vemray.training.targets import Target
@@ -208,13 +207,13 @@ def test_training_sees_what_inference_feeds(monkeypatch, normalisation, dtype):
     image = (np.random.default_rng(2).gamma(9, 11, (3, 64, 64)) - (40 if dtype == "int16" else 0)).astype(dtype)
     seen = []
 
-    class Model:
+    class Fake(Model):
         def predict(self, batch):
             seen.extend(batch[:, 0].copy())
             return np.repeat(batch * 0, 2, 1)
 
     facts = Facts(classes=["a", "b"], voxel_nm=(8, 8, 8), stride=1, halo=0, normalisation=normalisation)
-    for module, name, fake in ((infer, "_facts", facts), (infer, "_model", Model()), (infer.files, "stamp", ())):
+    for module, name, fake in ((member, "_facts", facts), (member, "_model", Fake()), (member.files, "stamp", ())):
         monkeypatch.setattr(module, name, lambda *_, fake=fake: fake)
     spec = spec_of(image)
     histogram = run(Histogram(), {"image": image}, {"image": spec})
