@@ -84,6 +84,11 @@ class Spacing:
     def voxel_nm3(self) -> float:
         return self.z * self.y * self.x
 
+    @property
+    def pixel(self) -> float:
+        """Edge in nm of the pixels of a section at any angle: that of the planes' own pixels, the smaller of y and x, however thick the planes are."""
+        return min(self.y, self.x)
+
     def halo(self, radius_nm: float, extra: int = 0) -> Int3:
         """Voxels per axis that cover `radius_nm` (rounded up), plus `extra`."""
         return tuple(math.ceil(radius_nm / s - 1e-9) + extra for s in self.zyx)
@@ -192,3 +197,30 @@ def morton(counts: Int3) -> Iterator[Int3]:
 
     if all(counts):
         yield from descend((0, 0, 0), side)
+
+
+def rotation(degrees: float, about: str) -> np.ndarray:
+    """(3, 3) float64 for vectors (z, y, x). By 90 degrees, about x: z goes to y and y to -z; about y: z to x and x to -z; about z: y to x and x to -y."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    i, j = [k for k in range(3) if k != "zyx".index(about)]
+    out = np.eye(3)
+    out[i, i], out[i, j], out[j, i], out[j, j] = c, -s, s, c
+    return out
+
+
+def turned_grid(spec: ArraySpec, degrees: float, about: str, voxel_nm: float | None = None) -> ArraySpec:
+    """Cubic voxels that hold the whole volume of `spec` after its sections were turned: the bounding box, its centre on the volume's centre.
+
+    The voxel at nm p from the centre shows what lies at `rotation(degrees, about) @ p` from it in the volume. `voxel_nm`: edge of a voxel; default
+    `spec.spacing.pixel`."""
+    edge = float(voxel_nm or spec.spacing.pixel)
+    extent = np.abs(rotation(degrees, about)).T @ (np.array(spec.shape) * spec.spacing.zyx)
+    shape = tuple(max(1, math.ceil(e / edge - 1e-6)) for e in extent)
+    origin = tuple(o + (n - 1) / 2 * s - (m - 1) / 2 * edge for o, n, s, m in zip(spec.origin_nm, spec.shape, spec.spacing.zyx, shape))
+    return replace(spec, shape=shape, spacing=Spacing(edge, edge, edge), origin_nm=origin)
+
+
+def turned_back(spec: ArraySpec, turned: ArraySpec, degrees: float, about: str) -> tuple[np.ndarray, np.ndarray]:
+    """`matrix` (3, 3) and `offset` (3,), float64: voxel v (ZYX) of `turned` lies at `matrix @ v + offset` in voxels of `spec`."""
+    matrix = rotation(degrees, about) * turned.spacing.x / np.array(spec.spacing.zyx)[:, None]
+    return matrix, (np.array(spec.shape) - 1) / 2 - matrix @ ((np.array(turned.shape) - 1) / 2)

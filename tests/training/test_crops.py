@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vemray.geometry import Box, Spacing
+from vemray.geometry import Box, Spacing, rotation
 from vemray.models.files import Normalisation
 from vemray.training import source as source_module
-from vemray.training.crops import Sampler, Shape, Turns, around, places, rotation, section
+from vemray.training.crops import Sampler, Shape, Turns, around, places, section
 from vemray.training.source import Array, Cached, LabelVolume, PaintedPlanes, Source, painted
 from vemray.training.targets import Target
 

@@ -30,6 +30,7 @@ from vemray.ops import (  # noqa: F401
     pixel_features,
     placement,
     resample,
+    rotate,
     sections,
     smooth,
     split,

@@ -5,7 +5,6 @@ A crop is cut by one interpolation of the volume, whatever is done to it: a plan
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as strict
 
-from vemray.geometry import Box, Int3
+from vemray.geometry import Box, Int3, rotation
 from vemray.training.source import Source
 from vemray.training.targets import Target
 
@@ -143,15 +142,6 @@ def section(source: Source, centre: np.ndarray, shape: Shape, steps: np.ndarray,
     return _as_crop(image, labels, shape)
 
 
-def rotation(degrees: float, about: str) -> np.ndarray:
-    """(3, 3) for vectors (z, y, x)."""
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    i, j = [k for k in range(3) if k != "zyx".index(about)]
-    out = np.eye(3)
-    out[i, i], out[i, j], out[j, i], out[j, j] = c, -s, s, c
-    return out
-
-
 class Sampler:
     """Draws crops around annotated voxels: first a class, evenly, then one of its voxels anywhere. What number a crop is decides all about it, so crops
     can be drawn in any order and by any number of threads."""
@@ -221,7 +211,7 @@ class Sampler:
             steps, turned = rotation(rng.uniform(0, 360), axis) @ steps, True
         if t.sections and rng.random() < t.sections:
             angle, about = t.angles[rng.integers(len(t.angles))], t.about[rng.integers(len(t.about))]
-            pixel = spacing[1:].min()  # a section has the pixels of the stack's own planes, however thick those are
+            pixel = source.spacing.pixel  # a section has the pixels of the stack's own planes, however thick those are
             steps = rotation(angle if rng.random() < 0.5 else -angle, about) @ (steps / np.linalg.norm(steps, axis=0) * pixel)
             turned = True
         if t.scale and turned:
