@@ -137,7 +137,7 @@ def between(page: str, mark: str, text: str) -> None:
 
 def training() -> None:
     """The tables of docs/training.md."""
-    from vemray.training.recipe import TargetSpec, TrainRecipe, Volume
+    from vemray.training.recipe import TargetSpec, TrainRecipe, TurnedSpec, Volume
     from vemray.training.train import Grey, Settings, Turns
 
     def rows(prefix: str, fields) -> list[list[str]]:
@@ -146,7 +146,7 @@ def training() -> None:
 
     head = [["key", "default", "what it is"], ["---"] * 3]
     between(
-        "training.md", "recipe", table_of([*head, *rows("", TrainRecipe.model_fields), *rows("volumes.", Volume.model_fields), *rows("target.", TargetSpec.model_fields)])
+        "training.md", "recipe", table_of([*head, *rows("", TrainRecipe.model_fields), *rows("volumes.", Volume.model_fields), *rows("volumes.turned.", TurnedSpec.model_fields), *rows("target.", TargetSpec.model_fields)])
     )  # fmt: skip
     fields = {name: of.__pydantic_fields__ for name, of in (("", Settings), ("turns.", Turns), ("grey.", Grey))}
     between("training.md", "settings", table_of([*head, *(r for prefix, f in fields.items() for r in rows(prefix, f))]))

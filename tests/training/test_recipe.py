@@ -110,7 +110,7 @@ WRONG = [
     ({"volumes": [{"volume": "em.zarr", "planes": {"x": "z"}}]}, "planes 0 to 63 along x"),
     ({"volumes": [{"volume": "em.zarr", "labels": "part.zarr"}]}, "on the voxels of the volume"),
     ({"volumes": [{"volume": "em.zarr", "labels": "objects.zarr", "region": [[20, 30], [0, 9], [0, 9]]}]}, "holds no voxel"),
-    ({"volumes": [{"volume": "em.zarr", "planes": "z"}, {"volume": "other.zarr", "planes": "z"}]}, "one voxel size"),
+    ({"volumes": [{"volume": "em.zarr", "planes": "z"}, {"volume": "other.zarr", "planes": "z"}]}, "one size of pixels"),
     ({"volumes": [{"volume": "em.zarr", "planes": "z", "valuess": 1}]}, "valuess.*Did you mean 'values'"),
     ({"target": {"kind": "affinities"}}, "values: objects"),
     ({"target": {"kind": "boundaries"}}, "target.kind"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
@@ -26,7 +26,7 @@ from vemray.models.files import Normalisation
 from vemray.plan.recipe import override, read_yaml
 from vemray.store.volume import open as open_volume
 from vemray.training.annotation import read_planes
-from vemray.training.source import LabelVolume, PaintedPlanes, Source
+from vemray.training.source import LabelVolume, PaintedPlanes, Source, Turned
 from vemray.training.targets import Target
 from vemray.training.train import Settings, Trained, train
 
@@ -36,6 +36,12 @@ Span = tuple[int, int]
 
 class Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class TurnedSpec(Strict):
+    of: Annotated[str, Field(description="`volume` of an entry before")]
+    degrees: Annotated[float, Field(description="of the operator `rotate`")]
+    about: Annotated[Axis, Field(description="of the operator `rotate`")]
 
 
 class Volume(Strict):
@@ -56,6 +62,12 @@ class Volume(Strict):
     axes: Annotated[
         list[Axis], Field(min_length=1, description="of `labels`: the axes that a 2D network's planes are stacked along")
     ] = ["z"]  # fmt: skip
+    every: Annotated[int, Field(gt=0, description="of `labels`: a 2D network's planes are every n-th along each of `axes`")] = 1
+    known: Annotated[str | None, Field(description="a mask on the same voxels: `labels` count where it is set; elsewhere nothing is known")] = None
+    turned: Annotated[
+        TurnedSpec | None,
+        Field(description="that it is another one, `of`, turned by `rotate`: what that keeps for validation is not trained on here either"),
+    ] = None
 
 
 class TargetSpec(Strict):
@@ -151,25 +163,65 @@ def sources_of(recipe: TrainRecipe) -> list[Source]:
         if (v.planes is None) == (v.labels is None):
             raise InputError(f"{v.volume}: give 'planes' or 'labels', one of the two.")
         volume = open_volume(recipe.path(v.volume), v.level)
-        if out and any(abs(a / b - 1) > 0.05 for a, b in zip(volume.spacing.zyx, out[0].spacing.zyx)):
-            raise InputError(f"{v.volume} has voxels of {volume.spacing}, the volume before it {out[0].spacing}: train on one voxel size.")
-        known = None if v.zero is None else v.zero == "background"
         if v.planes is not None:
-            if v.region is not None:
-                raise InputError(f"{v.volume}: 'region' is for 'labels'; of planes, leave out the files.")
-            folders = {"z": v.planes} if isinstance(v.planes, str) else v.planes
-            planes = {axis: read_planes(recipe.path(f), (np.uint8, np.uint16)) for axis, f in folders.items()}
-            annotation = PaintedPlanes(volume.shape, planes, v.values, known)
+            if v.region is not None or v.every > 1 or v.known is not None:
+                given = "region" if v.region is not None else "every" if v.every > 1 else "known"
+                raise InputError(f"{v.volume}: '{given}' is for 'labels'; of planes, leave out the files, or the part of a plane.")
+            annotation = _painted(recipe, v, volume)
         else:
-            labels = open_volume(recipe.path(v.labels), v.level if _has(recipe.path(v.labels), v.level) else 0)
-            if labels.shape != volume.shape:
-                raise InputError(f"{v.labels} has {labels.shape} voxels, {v.volume} {volume.shape}: labels must lie on the voxels of the volume.")
-            region = Box(*zip(*v.region)) if v.region else None
-            if region is not None and not region.clip(volume.shape).size:
-                raise InputError(f"{v.volume}: the region {region} holds no voxel of it.")
-            annotation = LabelVolume(labels, v.values, known, region, "".join(dict.fromkeys(v.axes)))
-        out.append(Source(os.path.basename(v.volume.rstrip("/")) or v.volume, volume, annotation, recipe.normalisation))
+            annotation = _labelled(recipe, v, volume)
+        turned = None
+        if v.turned is not None:
+            before = {o.volume: s for o, s in zip(recipe.volumes, out) if o.turned is None}
+            if v.turned.of not in before:
+                raise InputError(f"{v.volume}: 'turned: of' is {v.turned.of}, which is no volume before it.{nearest(v.turned.of, before)}")
+            turned = Turned(before[v.turned.of], v.turned.degrees, v.turned.about)
+        seen = _seen(volume.spacing.zyx, annotation, recipe.settings)
+        if out and not _alike(seen, _seen(out[0].spacing.zyx, out[0].annotation, recipe.settings)):
+            what = "voxel size" if recipe.settings.dims == 3 else "size of pixels"
+            raise InputError(f"{v.volume} has voxels of {volume.spacing}, the volume before it {out[0].spacing}: train on one {what}.")
+        out.append(Source(os.path.basename(v.volume.rstrip("/")) or v.volume, volume, annotation, recipe.normalisation, turned))
     return out
+
+
+def _painted(recipe: TrainRecipe, v: Volume, volume: Any) -> PaintedPlanes:
+    folders = {"z": v.planes} if isinstance(v.planes, str) else v.planes
+    planes = {axis: read_planes(recipe.path(f), (np.uint8, np.uint16)) for axis, f in folders.items()}
+    return PaintedPlanes(volume.shape, planes, v.values, None if v.zero is None else v.zero == "background")
+
+
+def _labelled(recipe: TrainRecipe, v: Volume, volume: Any) -> LabelVolume:
+    def beside(path: str):
+        found = open_volume(recipe.path(path), v.level if _has(recipe.path(path), v.level) else 0)
+        if found.shape != volume.shape:
+            raise InputError(f"{path} has {found.shape} voxels, {v.volume} {volume.shape}: labels must lie on the voxels of the volume.")
+        return found
+
+    if v.every > 1 and recipe.settings.dims == 3:
+        raise InputError(f"{v.volume}: 'every' is for 2D networks; a 3D one has no planes.")
+    region = Box(*zip(*v.region)) if v.region else None
+    if region is not None and not region.clip(volume.shape).size:
+        raise InputError(f"{v.volume}: the region {region} holds no voxel of it.")
+    known = None if v.zero is None else v.zero == "background"
+    mask = None if v.known is None else beside(v.known)
+    return LabelVolume(beside(v.labels), v.values, known, region, "".join(dict.fromkeys(v.axes)), v.every, mask)
+
+
+def _seen(nm: tuple[float, float, float], annotation: LabelVolume | PaintedPlanes, settings: Settings) -> list[tuple[float, ...]]:
+    """Of voxels of `nm` (ZYX) what the network sees: a 2D one the pixels of its planes, by axis; with neighbours how far apart they are too."""
+    if settings.dims == 3:
+        return [nm]
+    axes = dict.fromkeys(a for _, axes in annotation.boxes() for a in axes)
+    return [(nm["zyx".index(a)] if settings.context else 0.0, *(n for n, b in zip(nm, "zyx") if b != a)) for a in axes]
+
+
+def _alike(a: list[tuple[float, ...]], b: list[tuple[float, ...]]) -> bool:
+    """Whether all that one volume shows the other shows too, to 5 per cent."""
+
+    def shown(one: tuple[float, ...], by: list[tuple[float, ...]]) -> bool:
+        return any(all(abs(p - q) <= 0.05 * q for p, q in zip(one, other)) for other in by)
+
+    return all(shown(o, b) for o in a) or all(shown(o, a) for o in b)
 
 
 def _has(url: str, level: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vemray.errors import InputError
-from vemray.geometry import Box, Grid, Int3, Spacing
+from vemray.geometry import Box, Grid, Int3, Spacing, turned_back, turned_grid
 from vemray.models.facts import normalised
 from vemray.models.files import Normalisation
 from vemray.models.tiles import reflected
@@ -81,24 +81,37 @@ class Cached:
 
 
 class LabelVolume:
-    """Labels of a whole volume, or of the `region` of it that is annotated."""
+    """Labels of a whole volume, or of the `region` of it that is annotated, and there of what the volume `mask` sets. `every`: crops of a 2D network are
+    of every n-th plane along each of `axes`, counted from the middle one."""
 
-    def __init__(self, volume: Any, values: Values = "classes", zero_known: bool | None = None, region: Box | None = None, axes: str = "z"):
-        self.cached, self.values, self.axes = Cached(volume), values, axes
+    def __init__(
+        self, volume: Any, values: Values = "classes", zero_known: bool | None = None, region: Box | None = None, axes: str = "z", every: int = 1,
+        mask: Any = None,
+    ):  # fmt: skip
+        self.cached, self.values, self.axes, self.every = Cached(volume), values, axes, every
         self.zero_known = values == "objects" if zero_known is None else zero_known
         self.known = (region or Box.of(volume.shape)).clip(volume.shape)
+        self.mask = None if mask is None else Cached(mask)
 
     def boxes(self) -> list[tuple[Box, str]]:
         """What is annotated, in parts, with the axes that its planes may be stacked along."""
-        grid = Grid(self.known.shape, BLOCK)
-        return [(grid.write_box(i).shift(self.known.start), self.axes) for i in range(len(grid))]
+        if self.every == 1:
+            grid = Grid(self.known.shape, BLOCK)
+            return [(grid.write_box(i).shift(self.known.start), self.axes) for i in range(len(grid))]
+        out = []
+        for axis in self.axes:
+            a = "zyx".index(axis)
+            grid = Grid(self.known.shape, tuple(1 if i == a else max(BLOCK) for i in range(3)))
+            parts = (grid.write_box(i).shift(self.known.start) for i in range(len(grid)))
+            out += [(box, axis) for box in parts if (box.start[a] - self.cached.shape[a] // 2) % self.every == 0]
+        return out
 
     def largest(self) -> int:
         """The largest label."""
         return max((int(self.read(box).max()) for box, _ in self.boxes()), default=0)
 
     def digest(self) -> str:
-        h = hashlib.sha256(f"{self.values} {self.zero_known} {self.known}".encode())
+        h = hashlib.sha256(f"{self.values} {self.zero_known} {self.known} {self.axes} {self.every}".encode())
         for box, _ in self.boxes():
             h.update(np.ascontiguousarray(self.read(box)))
         return h.hexdigest()
@@ -107,7 +120,10 @@ class LabelVolume:
         out = np.zeros(box.shape, np.int32)
         inside = box.intersect(self.known)
         if inside.size:
-            out[inside.within(box).slices] = coded(self.cached.read(inside), self.values, self.zero_known)
+            found = coded(self.cached.read(inside), self.values, self.zero_known)
+            if self.mask is not None:
+                found[self.mask.read(inside) == 0] = 0
+            out[inside.within(box).slices] = found
         return out
 
 
@@ -185,27 +201,49 @@ def coded(values: np.ndarray, kind: Values, zero_known: bool) -> np.ndarray:
     return out + 1 if zero_known else out
 
 
+@dataclass(frozen=True)
+class Turned:
+    """That a volume is what the operator `rotate` made of another."""
+
+    of: Source
+    degrees: float
+    about: str
+
+
 @dataclass
 class Source:
-    """One annotated volume. `image(box)` and `labels(box)` take boxes that reach beyond it."""
+    """One annotated volume. `image(box)` and `labels(box)` take boxes that reach beyond it. One that is `turned` has the grey values of the other, shows
+    nothing of what is kept for validation there, and is never judged itself. InputError where its voxels are not those that `rotate` makes."""
 
     name: str
     volume: Any  # .shape, .read(Box), .spec
     annotation: LabelVolume | PaintedPlanes
     normalisation: Normalisation = field(default_factory=Normalisation)
+    turned: Turned | None = None
 
     def __post_init__(self):
         spec = self.volume.spec
         self.shape, self.spacing = tuple(self.volume.shape), spec.spacing
-        histogram = histogram_of(self.volume) if self.normalisation.needs_histogram else None
-        self.constants = self.normalisation.constants(histogram, np.dtype(spec.dtype))
+        if self.turned is None:
+            histogram = histogram_of(self.volume) if self.normalisation.needs_histogram else None
+            self.constants = self.normalisation.constants(histogram, np.dtype(spec.dtype))
+        else:
+            t = self.turned
+            wanted = turned_grid(t.of.volume.spec, t.degrees, t.about, spec.spacing.x)
+            if wanted.shape != self.shape or any(abs(s / spec.spacing.x - 1) > 1e-6 for s in spec.spacing.zyx):
+                raise InputError(
+                    f"{self.name} is {self.shape} voxels of {spec.spacing}; {t.of.name} turned by {t.degrees:g} degrees about {t.about} is "
+                    f"{wanted.shape} of {wanted.spacing}. Make it with the operator 'rotate', or leave 'turned' out."
+                )
+            self.constants = t.of.constants
         self.cached = Cached(self.volume)
         self.held: Box | None = None  # kept for validation
         self.gap: Box | None = None  # that and what lies next to it
 
     def digest(self) -> str:
         """Of what is annotated and how grey values are taken; the grey values themselves are known by their histogram."""
-        return hashlib.sha256(f"{self.name} {self.shape} {self.spacing} {self.constants} {self.annotation.digest()}".encode()).hexdigest()
+        turned = "" if self.turned is None else f" {self.turned.of.name} {self.turned.degrees} {self.turned.about}"
+        return hashlib.sha256(f"{self.name} {self.shape} {self.spacing} {self.constants} {self.annotation.digest()}{turned}".encode()).hexdigest()
 
     def image(self, box: Box) -> np.ndarray:
         """float32, normalised exactly as inference will; reflected beyond the volume's ends."""
@@ -230,6 +268,19 @@ class Source:
             inside = self.gap.intersect(box)
             if inside.size:
                 out[inside.within(box).slices] = 0
+        elif self.turned is not None and self.turned.of.gap is not None:
+            out[self._in_gap(box)] = 0
+        return out
+
+    def _in_gap(self, box: Box) -> np.ndarray:
+        """bool over the box: what lies in the gap of the volume that this one was turned from."""
+        t = self.turned
+        matrix, offset = turned_back(t.of.volume.spec, self.volume.spec, t.degrees, t.about)
+        out = np.ones(box.shape, bool)
+        zyx = np.ogrid[box.slices]
+        for row, o, a, b in zip(matrix, offset, t.of.gap.start, t.of.gap.stop):
+            at = np.round(o + sum(m * i for m, i in zip(row, zyx)), 9)
+            out &= (at >= a - 0.5) & (at < b - 0.5)
         return out
 
 

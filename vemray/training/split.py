@@ -16,11 +16,13 @@ GAP_NM = 100.0
 
 def hold_back(sources: Sequence[Source], target: Target, classes: int, share: float, fold: tuple[int, int] | None = None) -> bool:
     """Set `held` and `gap` of each source: about `share` of what is annotated, or part `fold[0]` of `fold[1]` of it. False where it cannot be done
-    without losing a class: then nothing is held back."""
+    without losing a class: then nothing is held back. A volume that is another one turned shows nothing of what that keeps, and keeps nothing itself."""
     for s in sources:
         s.held = s.gap = None
     if not share and fold is None:
         return False
+    copies = [s for s in sources if s.turned is not None]
+    sources = [s for s in sources if s.turned is None]
     counted = [_counts(s, target, classes) for s in sources]
     if fold is None and len(sources) > 1:  # a class may be painted in one volume alone, so the classes are looked at together
         total = sum(c[0].sum(1) for c in counted)
@@ -39,7 +41,10 @@ def hold_back(sources: Sequence[Source], target: Target, classes: int, share: fl
         apart = source.held.grow(tuple(gap)).clip(source.shape)
         kept = counts[axis].sum(1) - counts[axis][:, apart.start[axis] : apart.stop[axis]].sum(1)
         source.gap = apart if (kept[counts[axis].sum(1) > 0] > 0).all() else source.held
-    return any(s.held is not None for s in sources)
+    held = any(s.held is not None for s in sources)
+    for s in copies if held else ():
+        s.held = Box((0, 0, 0), (0, 0, 0))
+    return held
 
 
 def _counts(source: Source, target: Target, classes: int) -> list[np.ndarray]:

@@ -317,7 +317,7 @@ class _Run:
         """Planes that the network is least sure of, and which are not annotated: the best to annotate next."""
         out = []
         for i, source in enumerate(self.sources):
-            if self.shape.dims == 3:
+            if self.shape.dims == 3 or source.turned is not None:  # nobody paints a turned one
                 continue
             boxes = source.annotation.boxes()
             axis = boxes[0][1][0]
@@ -468,7 +468,7 @@ def _facts(settings, network, sources, target, run, thresholds, found, held_back
         training={
             "settings": dataclasses.asdict(settings), "target": target.kind, "volumes": [s.name for s in sources],
             "annotated_voxels": {c: int(p.weight[-1]) for c, p in zip(names, found) if p is not None},
-            "held_back": {s.name: str(s.held) for s in sources if s.held is not None} if held_back else {}, "fold": fold,
+            "held_back": {s.name: str(s.held) for s in sources if s.held is not None and s.held.size} if held_back else {}, "fold": fold,
             "validation_dice": run.best, "step": run.best_step, "thresholds": {c: t for c, (t, _) in thresholds.items()},
         },
         background=target.kind == "classes" or (target.kind == "boundary" and len(target.names) > 2),
