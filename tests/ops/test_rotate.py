@@ -129,6 +129,17 @@ def test_its_planes_are_the_sections_that_training_cuts(about, degrees):
         assert (known[z] == 0).any() or not degrees % 90
 
 
+@pytest.mark.parametrize("shape", [(2, 57, 3), (41, 1, 2), (3, 4, 60), (5, 5, 5)])
+def test_any_blocks_where_an_image_is_mirrored_many_times(shape):
+    rng = np.random.default_rng(3)
+    for degrees, about, spacing in ((45.0, "x", (8.0, 8.0, 8.0)), (137.3, "y", (50.0, 4.6, 4.6)), (-60.0, "z", (8.0, 8.0, 20.0))):
+        for array in (rng.random(shape).astype(np.float32), rng.integers(0, 9, shape).astype(np.uint64)):
+            whole, spec = rotate(array, spacing, degrees=degrees, about=about)
+            for _ in range(2):
+                block = tuple(int(rng.integers(max(1, n // 5), n + 1)) for n in spec.shape)
+                assert_same(whole, rotate(array, spacing, block=block, degrees=degrees, about=about)[0])
+
+
 def test_grid_and_place():
     spec = ArraySpec((10, 100, 80), "uint8", Spacing(50, 5, 4), "image", (1000.0, -20.0, 7.0))
     for about in "zyx":

@@ -17,6 +17,7 @@ from vemray.errors import InputError
 from vemray.geometry import Box, Spacing, turned_back
 from vemray.models.files import Normalisation, load_facts
 from vemray.ops import build
+from vemray.plan import Options
 from vemray.store.volume import create
 from vemray.store.volume import open as open_volume
 from vemray.training import recipe as training
@@ -79,6 +80,18 @@ def test_one_volume_and_six_turned_ones_make_a_network(folder):
         volumes = [v.model_dump(exclude_none=True) for v in r.volumes]
         volumes[1]["turned"]["degrees"] = 31
         training.sources_of(recipe(folder, "wrong", volumes=volumes))
+
+
+def test_any_blocks_give_the_same_turned_volumes(folder):
+    options = Options(block=(32, 32, 32), chunk=(16, 16, 16))
+    volumes = {"em": folder / "em.zarr", "labels": folder / "labels.zarr"}
+    vemray.run(
+        ROOT / "configs" / "rotate_for_training.yaml", volumes, folder / "again", runner="serial", options=options, listeners=(lambda e: None,)
+    )
+    for name in ("em_x30", "labels_y60", "known_x90"):
+        a, b = (open_volume(str(folder / out / "volumes" / f"{name}.zarr")) for out in ("turned", "again"))
+        assert a.spec == b.spec and min(a.shape) > 32
+        np.testing.assert_array_equal(a.read(Box.of(a.shape)), b.read(Box.of(b.shape)))
 
 
 def turned_pair(degrees=30.0, about="x", **how):

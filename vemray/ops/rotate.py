@@ -29,7 +29,7 @@ class Rotate(Filter):
     The output is the bounding box of the turned volume, centre on centre. The voxel at (z, y, x) nm from the centre shows what lies there after a
     turn: by 90 degrees about x at (-y, z, x), about y at (-x, y, z), about z at (z, -x, y); sections of `vemray train` turn the same way. Images and
     probabilities: trilinear; integers are rounded, halves up. Labels and masks: the nearest voxel. A multiple of 90 degrees on cubic voxels only
-    reorders them.
+    reorders them. It interpolates and takes no means: for much coarser voxels turn a level of the pyramid.
 
     Outside the input labels and masks are 0, "not annotated" of classes, and images mirrored, as training and inference have them at a volume's ends:
     grey values stay those of the data, and a network sees no edge that no specimen has. `fill` gives images one value there.
