@@ -86,7 +86,7 @@ class Spacing:
 
     @property
     def pixel(self) -> float:
-        """Edge in nm of the pixels of a section at any angle: that of the planes' own pixels, the smaller of y and x, however thick the planes are."""
+        """Edge in nm of the pixels of a section at any angle: that of the planes' own pixels, the smaller of y and x, however thick they are."""
         return min(self.y, self.x)
 
     def halo(self, radius_nm: float, extra: int = 0) -> Int3:
@@ -200,7 +200,7 @@ def morton(counts: Int3) -> Iterator[Int3]:
 
 
 def rotation(degrees: float, about: str) -> np.ndarray:
-    """(3, 3) float64 for vectors (z, y, x). By 90 degrees, about x: z goes to y and y to -z; about y: z to x and x to -z; about z: y to x and x to -y."""
+    """(3, 3) float64 for vectors (z, y, x). By 90 degrees about x z goes to y and y to -z, about y z to x and x to -z, about z y to x and x to -y."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     i, j = [k for k in range(3) if k != "zyx".index(about)]
     out = np.eye(3)

@@ -34,7 +34,7 @@ class Rotate(Filter):
     Outside the input labels and masks are 0, "not annotated" of classes, and images mirrored, as training and inference have them at a volume's ends:
     grey values stay those of the data, and a network sees no edge that no specimen has. `fill` gives images one value there.
 
-    The file's metadata know scale and shift but no angle: the voxel size and the place of the centre are right, all else lies as in the turned volume."""
+    Metadata of OME-Zarr know scale and shift but no angle: voxel size and the place of the centre are right, all else lies as in the turned volume."""
 
     serves = "training: sections in 3D for 2D networks"
     ports = (Port("image", other_grid=True, doc="an image or labels"),)

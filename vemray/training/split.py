@@ -16,7 +16,8 @@ GAP_NM = 100.0
 
 def hold_back(sources: Sequence[Source], target: Target, classes: int, share: float, fold: tuple[int, int] | None = None) -> bool:
     """Set `held` and `gap` of each source: about `share` of what is annotated, or part `fold[0]` of `fold[1]` of it. False where it cannot be done
-    without losing a class: then nothing is held back. A volume that is another one turned shows nothing of what that keeps, and keeps nothing itself."""
+    without losing a class: then nothing is held back. A volume that is another one turned keeps nothing itself, and shows nothing of what that
+    one keeps."""
     for s in sources:
         s.held = s.gap = None
     if not share and fold is None:
