@@ -8,7 +8,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from vemray.errors import InputError, nearest
 from vemray.geometry import Box, Grid
 from vemray.store import access, volume
+from vemray.store.pyramid import reduce
 
 AXES = {"nm": ("z_nm", "y_nm", "x_nm"), "voxels": ("z", "y", "x")}
 OPTIONAL = ("radius_nm", "stroke")
@@ -63,6 +64,20 @@ def annotate(source: str, target: str, like: volume.Volume, classes: Sequence[st
 
 #: the labels of a box, None where there are none; and the number of voxels of each class
 _Found = tuple[Callable[[Box], np.ndarray | None], dict[int, int]]
+
+
+def coarser(planes: Mapping[int, np.ndarray], between: int, within: tuple[int, int]) -> dict[int, np.ndarray]:
+    """Painted planes of a volume as planes of a coarser level of it, by the factors (powers of two) between planes and within them: the most frequent
+    label of each window. Of planes that become one, the later fills in what the earlier leaves unknown."""
+    out: dict[int, np.ndarray] = {}
+    for i, plane in sorted(planes.items()):
+        found, left = plane[None], within
+        while max(left) > 1:
+            step = tuple(min(2, f) for f in left)
+            found, left = reduce(found, (1, *step), labels=True), tuple(f // s for f, s in zip(left, step))
+        j = i // between
+        out[j] = np.where(out[j] > 0, out[j], found[0]) if j in out else found[0]
+    return out
 
 
 def read_planes(folder: str, types: Sequence[type] = (np.uint8,)) -> dict[int, np.ndarray]:

@@ -11,6 +11,7 @@ settings: {steps: 400}
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +26,13 @@ from vemray.geometry import Box
 from vemray.models.files import Normalisation
 from vemray.plan.recipe import override, read_yaml
 from vemray.store.volume import open as open_volume
-from vemray.training.annotation import read_planes
+from vemray.training.annotation import coarser, read_planes
 from vemray.training.source import LabelVolume, PaintedPlanes, Source, Turned
 from vemray.training.targets import Target
 from vemray.training.train import Settings, Trained, train
 
+#: nm of the pixels that classes are learned from where the recipe does not say
+USUAL_NM, MOST_NM = 8.0, 12.0
 Axis = Literal["z", "y", "x"]
 Span = tuple[int, int]
 
@@ -46,7 +49,14 @@ class TurnedSpec(Strict):
 
 class Volume(Strict):
     volume: Annotated[str, Field(description="OME-Zarr, a folder or s3://; it is read where it is annotated")]
-    level: Annotated[int, Field(ge=0, description="level of the pyramid; the network is one for the voxels of that level")] = 0
+    level: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="level of the pyramid that is learned from, and so the voxel size of the network; default: for classes the one whose pixels are "
+            "nearest to 8 nm, up to 12 nm; for boundaries, affinities and distances 0",
+        ),
+    ] = None
     planes: Annotated[
         str | dict[Axis, str] | None, Field(description="folder of painted planes (TIFF, PNG; the number in the name is the plane), or axis: folder")
     ] = None
@@ -162,7 +172,7 @@ def sources_of(recipe: TrainRecipe) -> list[Source]:
     for v in recipe.volumes:
         if (v.planes is None) == (v.labels is None):
             raise InputError(f"{v.volume}: give 'planes' or 'labels', one of the two.")
-        volume = open_volume(recipe.path(v.volume), v.level)
+        volume = open_volume(recipe.path(v.volume), _level(recipe, v))
         if v.planes is not None:
             if v.region is not None or v.every > 1 or v.known is not None:
                 given = "region" if v.region is not None else "every" if v.every > 1 else "known"
@@ -184,15 +194,36 @@ def sources_of(recipe: TrainRecipe) -> list[Source]:
     return out
 
 
+def _level(recipe: TrainRecipe, v: Volume) -> int:
+    """Mitochondria and the like are told by what lies around them: on small pixels a small network sees too little of it, and takes four times as long."""
+    if v.level is not None:
+        return v.level
+    if recipe.target.kind != "classes":
+        return 0
+    url = recipe.path(v.volume)
+    fit = [
+        (abs(math.log(nm / USUAL_NM)), i) for i in range(open_volume(url).levels) if (nm := min(open_volume(url, i).spacing.zyx)) <= MOST_NM or i == 0
+    ]
+    return min(fit)[1]
+
+
 def _painted(recipe: TrainRecipe, v: Volume, volume: Any) -> PaintedPlanes:
     folders = {"z": v.planes} if isinstance(v.planes, str) else v.planes
-    planes = {axis: read_planes(recipe.path(f), (np.uint8, np.uint16)) for axis, f in folders.items()}
+    finest = volume if volume.level == 0 else open_volume(recipe.path(v.volume))
+    planes = {}
+    for axis, folder in folders.items():
+        painted = read_planes(recipe.path(folder), (np.uint8, np.uint16))
+        a = "zyx".index(axis)
+        if volume.level and all(p.shape == tuple(n for i, n in enumerate(finest.shape) if i != a) for p in painted.values()):
+            factor = tuple(round(c / f) for c, f in zip(volume.spacing.zyx, finest.spacing.zyx))
+            painted = coarser(painted, factor[a], tuple(f for i, f in enumerate(factor) if i != a))
+        planes[axis] = painted
     return PaintedPlanes(volume.shape, planes, v.values, None if v.zero is None else v.zero == "background")
 
 
 def _labelled(recipe: TrainRecipe, v: Volume, volume: Any) -> LabelVolume:
     def beside(path: str):
-        found = open_volume(recipe.path(path), v.level if _has(recipe.path(path), v.level) else 0)
+        found = open_volume(recipe.path(path), volume.level if _has(recipe.path(path), volume.level) else 0)
         if found.shape != volume.shape:
             raise InputError(f"{path} has {found.shape} voxels, {v.volume} {volume.shape}: labels must lie on the voxels of the volume.")
         return found
@@ -235,6 +266,8 @@ def run(recipe: TrainRecipe, progress: Callable[[dict], None] = lambda e: None, 
     if len(there) == len(outs) and not overwrite:
         raise InputError(f"{there[0]} exists already and is left alone. Choose another 'out' (--set out=...), or replace it with --overwrite.")
     sources, done = sources_of(recipe), []
+    for s in sources:
+        progress({"volume": s.name, "level": s.volume.level, "voxels": str(s.spacing)})
     for i, out in enumerate(outs):
         if out in there and not overwrite:  # a fold of a training that was interrupted
             progress({"fold": i + 1, "kept": out})

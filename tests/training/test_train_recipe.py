@@ -13,6 +13,7 @@ from vemray.errors import InputError, RecipeError
 from vemray.geometry import Spacing
 from vemray.models.files import load, load_facts
 from vemray.store.volume import create
+from vemray.training.annotation import coarser
 from vemray.training.recipe import load as load_recipe
 from vemray.training.recipe import run, sources_of
 
@@ -136,3 +137,27 @@ def test_the_page(folder):
         assert text in page
     assert page.count("data:image/jpeg") == len(result.examples) > 0
     assert all(u["plane"] not in (0, 2, 4, 6) for u in result.unsure) and result.unsure
+
+
+@pytest.mark.parametrize(
+    "spacing, target, level",
+    [((50, 4, 4), "classes", 1), ((8, 8, 8), "classes", 0), ((3, 3, 3), "classes", 1), ((4, 4, 4), "boundary", 0), ((30, 2, 2), "classes", 2)],
+)
+def test_classes_are_learned_from_pixels_of_about_8_nm(folder, spacing, target, level):
+    name = "x".join(map(str, spacing))
+    if not (folder / f"{name}.zarr").exists():
+        made = create(str(folder / f"{name}.zarr"), (16, 64, 64), "uint8", Spacing(*spacing), "image", levels=3, chunk=(8, 16, 16))
+        made.write(made.box, np.zeros((16, 64, 64), np.uint8))
+    painted = {"volume": f"{name}.zarr", "planes": "objects", "values": "objects"}
+    found = recipe(folder, volumes=[painted], target={"kind": target}, classes=["background", "ball"] if target == "classes" else None)
+    assert sources_of(found)[0].volume.level == level
+    assert sources_of(recipe(folder, volumes=[painted | {"level": 0}]))[0].volume.level == 0
+
+
+def test_planes_painted_on_the_finest_level_serve_a_coarser_one():
+    fine = np.array([[1, 1, 0, 0, 2], [1, 2, 0, 2, 2], [2, 2, 2, 0, 1]], np.uint8)
+    found = coarser({4: fine, 5: np.full_like(fine, 2), 7: fine}, 2, (2, 2))
+    assert list(found) == [2, 3]
+    np.testing.assert_array_equal(found[3], [[1, 0, 2], [2, 2, 1]])  # ties go to what is painted
+    np.testing.assert_array_equal(found[2], [[1, 2, 2], [2, 2, 1]])  # what plane 4 leaves unknown plane 5 knows
+    np.testing.assert_array_equal(coarser({3: fine}, 1, (1, 1))[3], fine)
