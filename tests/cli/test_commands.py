@@ -105,6 +105,10 @@ def test_run_status_evaluate_report(call, em, recipe, tmp_path):
     code, said, _ = call("evaluate", labels, labels, "--run", out, "--runner", "serial", "--name", "objects")
     assert code == 0 and "adapted_rand.error" in said
     assert "Against the truth: objects" in (out / "report" / "index.html").read_text() and "Against the truth" not in before
+    code, said, _ = call("evaluate", labels, labels, "--region", "0:8,:,4:", "--runner", "serial")
+    assert code == 0 and "adapted_rand.error" in said
+    code, _, err = call("evaluate", labels, labels, "--region", "0:8,4:", "--runner", "serial")
+    assert code == 2 and "from:up to along Z,Y,X" in one_line(err)
     code, _, err = call("evaluate", em, labels, "--runner", "serial")
     assert code == 2 and "import it again with --kind labels" in one_line(err)
     record = json.loads((out / "run.json").read_text())

@@ -68,6 +68,19 @@ def triple(text: str, what: str, kind=int) -> tuple:
     return tuple(values)
 
 
+def spans(text: str, what: str) -> list[tuple[int, int | None] | None]:
+    """'15:20,:,0:100' as [from, up to) along Z, Y, X; None where nothing is said."""
+    out: list[tuple[int, int | None] | None] = []
+    for part in text.split(","):
+        a, colon, b = part.partition(":")
+        if not colon or any(n.strip() and not n.strip().isdigit() for n in (a, b)):
+            break
+        out.append((int(a or 0), int(b) if b.strip() else None) if a.strip() or b.strip() else None)
+    if len(out) != 3 or text.count(",") != 2:
+        raise InputError(f"{what} '{text}': give from:up to along Z,Y,X in voxels, such as 15:20,:,0:100; a single colon is all of an axis.")
+    return out
+
+
 def pair(text: str, what: str) -> tuple[float, float]:
     """'0.5,3' as two numbers."""
     try:

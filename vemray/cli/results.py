@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vemray.cli.options import BlockOption, RunnerOption, WorkersOption, app, pair, register_operators, say, triple
+from vemray.cli.options import BlockOption, RunnerOption, WorkersOption, app, pair, register_operators, say, spans, triple
 from vemray.errors import InputError
 
 
@@ -20,6 +20,9 @@ def evaluate(
     of_run: Annotated[str | None, typer.Option("--run", help="Folder of a run whose report shall show the figures.")] = None,
     name: Annotated[str, typer.Option(help="What is judged, as the report names it.")] = "labels",
     within: Annotated[float | None, typer.Option(help="Match objects also by their centroids, up to so many nm apart: for small ones.")] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Look at this part alone: from:up to along Z,Y,X in voxels, such as 15:20,:,: for planes 15 to 19.")
+    ] = None,
     workers: WorkersOption = None,
     block: BlockOption = "256",
     runner: RunnerOption = "ray",
@@ -32,7 +35,8 @@ def evaluate(
 
     if of_run:
         check_run(of_run)
-    result = evaluate(predicted, truth, runner=runner, workers=workers, block=triple(block, "--block"), within_nm=within)
+    part = spans(region, "--region") if region else None
+    result = evaluate(predicted, truth, runner=runner, workers=workers, block=triple(block, "--block"), within_nm=within, region=part)
     if out:
         write_json(out, result)
     if of_run:

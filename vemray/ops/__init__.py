@@ -9,6 +9,7 @@ from vemray.ops import (  # noqa: F401
     components,
     composition,
     contacts,
+    crop,
     contingency,
     distance,
     face_distance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from vemray.store.table import read_json, write_json
 
 
 def evaluate(
-    predicted: str, truth: str, *, runner="ray", workers: int | None = None, block=(256, 256, 256), thresholds=None, within_nm: float | None = None
-) -> dict:
+    predicted: str, truth: str, *, runner="ray", workers: int | None = None, block=(256, 256, 256), thresholds=None, within_nm: float | None = None,
+    region: Sequence[tuple[int, int | None] | None] | None = None,
+) -> dict:  # fmt: skip
     """Voxel, object and partition agreement of two label (or mask) volumes of one shape. With `within_nm` also of objects matched by their
-    centroids, for objects too small for overlaps to say much. Returns a dict of plain numbers."""
+    centroids, for objects too small for overlaps to say much. With `region`, [from, up to) along z, y and x in voxels or None, only that part is
+    looked at: what was kept from a training, say. Objects are cut at its border. Returns a dict of plain numbers."""
     sources = {"predicted": source("predicted", predicted), "truth": source("truth", truth)}
     for s in sources.values():
         if s.spec.kind not in ("labels", "mask"):
@@ -31,11 +34,17 @@ def evaluate(
         "inputs": {n: {"kind": s.spec.kind} for n, s in sources.items()},
         "steps": {"pairs": {"op": "contingency", "a": "predicted", "b": "truth"}},
     }  # fmt: skip
+    names = {n: n for n in sources}
+    if region is not None:
+        names = {n: f"{n}_part" for n in sources}
+        spans = {a: list(s) for a, s in zip("zyx", region) if s is not None}
+        parts = {names[n]: {"op": "crop", "image": n, **spans} for n in sources}
+        recipe["steps"] = parts | {"pairs": {"op": "contingency", "a": names["predicted"], "b": names["truth"]}}
     if within_nm is not None:
         for n, s in sources.items():
             if s.spec.kind != "labels":
                 raise InputError(f"{s.volume.url} is a mask, which has no objects whose centroids could be matched. Make labels of it first.")
-            recipe["steps"][f"{n}_objects"] = {"op": "measure", "labels": n}
+            recipe["steps"][f"{n}_objects"] = {"op": "measure", "labels": names[n]}
     with tempfile.TemporaryDirectory(prefix="vemray-evaluate-") as out:
         results = run(recipe, sources, out, runner=runner, workers=workers, options=Options(tuple(block)), report=False, listeners=(_silent,))
         out_of = agreement(results.arrow["pairs"], **({"thresholds": thresholds} if thresholds else {}))
