@@ -21,12 +21,12 @@ class Grey:
 
     scale: Annotated[float, Field(ge=0, lt=1, description="largest relative change of all grey values")] = 0.1
     shift: Annotated[float, Field(ge=0, description="largest change by the same amount")] = 0.06
-    contrast: Annotated[Share, Field(description="share with another gamma, 0.85 to 1.2")] = 0.3
+    contrast: Annotated[Share, Field(description="share with another gamma, 0.85 to 1.2")] = 0.1
     noise: Annotated[Share, Field(description="share with more noise")] = 0.5
     noise_std: Annotated[float, Field(ge=0, description="its largest standard deviation")] = 0.04
     blur: Annotated[Share, Field(description="share that is blurred a little, 0.3 to 0.8 pixels")] = 0.1
-    defocus: Annotated[Share, Field(description="share out of focus, 1 to 2 pixels")] = 0.03
-    patches: Annotated[Share, Field(description="share with dirt: squares of one grey, 4 to 24 pixels")] = 0.05
+    defocus: Annotated[Share, Field(description="share out of focus, 1 to 2 pixels")] = 0.01
+    patches: Annotated[Share, Field(description="share with dirt: squares of one grey, 4 to 24 pixels")] = 0.01
     missing: Annotated[Share, Field(description="share of the planes of a stack (3D, 2.5D) that are missing")] = 0.05
     slipped: Annotated[Share, Field(description="and that have slipped by up to 4 pixels")] = 0.05
 
