@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import zoom
 
 from vemray.geometry import Box, Spacing
 from vemray.models.files import load
+from vemray.store.volume import create
+from vemray.training.recipe import TrainRecipe, run, sources_of
 from vemray.training.source import Source, painted
-from vemray.training.targets import Target
-from vemray.training.train import Settings, train
 
 PLANES, SHARE, TEST = (2, 7, 12), 0.4, range(15, 20)
 SPACING = Spacing(50, 4.6, 4.6)
@@ -42,20 +43,30 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * np.count_nonzero(a & b) / max(1, np.count_nonzero(a) + np.count_nonzero(b)))
 
 
-def ours(source: Source, truth: np.ndarray, out: Path, minutes: float, seed: int, threads: int, more: dict) -> dict:
-    path = out / f"vemray-{seed}.vemray"
-    settings = Settings(**{"steps": 100_000, "checks": 400, "minutes": minutes, "seed": seed, "threads": threads, **more})
-    result = train([source], Target("classes", ("background", "mitochondria")), path, settings, lambda e: sys.stderr.write(f"{e}\n"), overwrite=True)
-    model = load(path)
-    c = settings.context
-    p = np.stack([model.predict(source.image(Box((z - c, 0, 0), (z + c + 1, *source.shape[1:])))[None])[0, 1] for z in TEST])
+def ours(image: np.ndarray, labels: dict[int, np.ndarray], truth: np.ndarray, out: Path, minutes: float, seed: int, threads: int, more: dict) -> dict:
+    """As a user trains: an OME-Zarr volume, painted planes as files, defaults."""
+    import tifffile
+
+    volume, planes = out / "em.zarr", out / "planes"
+    if not volume.exists():
+        made = create(str(volume), image.shape, "uint8", SPACING, "image")
+        made.write(made.box, image)
+        planes.mkdir()
+        for z, plane in labels.items():
+            tifffile.imwrite(planes / f"plane_{z:04d}.tif", plane)
+    recipe = TrainRecipe(
+        vemray=1, out=str(out / f"vemray-{seed}.vemray"), classes=["background", "mitochondria"], volumes=[{"volume": str(volume), "planes": str(planes)}],
+        settings={"steps": 100_000, "checks": 2500, "minutes": minutes, "seed": seed, "threads": threads, **more},
+    )  # fmt: skip
+    (result,) = run(recipe, lambda e: sys.stderr.write(f"{e}\n"), overwrite=True)
+    (source,), model = sources_of(recipe), load(recipe.out)
+    c, (_, ny, nx) = model.facts.context, source.shape
+    p = np.stack([model.predict(source.image(Box((z - c, 0, 0), (z + c + 1, ny, nx)))[None])[0, 1] for z in TEST])
+    p = zoom(p, [1, *(n / m for n, m in zip(image.shape[1:], p.shape[1:]))], order=1, grid_mode=True, mode="nearest")  # as the operator upsample
     at = result.thresholds["mitochondria"][0]
     return {
-        "steps": result.steps,
-        "dice at 0.5": dice(p > 0.5, truth[list(TEST)]),
-        "dice at the threshold": dice(p > at, truth[list(TEST)]),
-        "threshold": at,
-    }
+        "steps": result.steps, "dice at 0.5": dice(p > 0.5, truth[list(TEST)]), "dice at the threshold": dice(p > at, truth[list(TEST)]), "threshold": at,
+    }  # fmt: skip
 
 
 def theirs(source: Source, labels: dict[int, np.ndarray], truth: np.ndarray, minutes: float, seed: int, threads: int) -> dict:
@@ -126,7 +137,7 @@ def main() -> None:
     for seed in a.seeds:
         source = painted(data["image"], labels, SPACING, name="vnc")
         if a.only != "monai":
-            rows.append({"of": "vemray", "seed": seed, **ours(source, truth, a.out, a.minutes, seed, a.threads, json.loads(a.set))})
+            rows.append({"of": "vemray", "seed": seed, **ours(data["image"], labels, truth, a.out, a.minutes, seed, a.threads, json.loads(a.set))})
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
         if a.only != "vemray":
             rows.append({"of": "monai", "seed": seed, **theirs(source, labels, truth, a.minutes, seed, a.threads)})
