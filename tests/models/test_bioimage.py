@@ -401,6 +401,25 @@ def test_hostile_descriptions(tmp_path):
     assert not made.exists()
 
 
+def test_weights_in_a_folder_of_the_package_are_watched_too(tmp_path):
+    """A process that lives on must not keep a network whose file has changed."""
+    from vemray.models.files import stamp
+
+    description = about()
+    description["weights"]["onnx"]["source"] = "deep/weights.onnx"
+    (tmp_path / "p" / "deep").mkdir(parents=True)
+    (tmp_path / "p" / "rdf.yaml").write_text(yaml.safe_dump(description))
+    weights = tmp_path / "p" / "deep" / "weights.onnx"
+    weights.write_bytes(as_onnx())
+    before = [stamp(tmp_path / "p"), stamp(tmp_path / "p" / "rdf.yaml")]
+    assert before == [stamp(tmp_path / "p"), stamp(tmp_path / "p" / "rdf.yaml")]
+    weights.write_bytes(as_onnx() + b"\x00")
+    after = [stamp(tmp_path / "p"), stamp(tmp_path / "p" / "rdf.yaml")]
+    assert all(a != b for a, b in zip(before, after))
+    weights.unlink()
+    assert stamp(tmp_path / "p") not in (before[0], after[0])
+
+
 def test_nothing_is_unpickled(tmp_path):
     made = tmp_path / "made"
     harm = pickle.dumps(Harm(made))

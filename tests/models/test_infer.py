@@ -167,6 +167,58 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert not (tmp_path.parent / "escape").exists()
 
 
+@pytest.mark.parametrize("how", [{}, {"mode": "blend", "overlap": 8}, {"show": "classes"}, {"tta": "flips"}, {"axis": "y"}])
+def test_what_is_no_number_is_an_error_and_never_a_zero(tmp_path, how):
+    path, image = small_model(tmp_path / "m.vemray"), np.full((60, 48, 56), 9, np.float32)
+    spec, mask = ArraySpec(image.shape, "float32", SPACING), np.ones(image.shape, bool)
+    op = InferTiles(path, tile=32, **how)
+    want = op(image, None, mask, site=Site.whole(spec))
+    image[3, 5, 7] = np.nan
+    with pytest.raises(ModelError, match="m.vemray.*NaN or infinity: the image"):
+        op(image, None, site=Site.whole(spec))
+    # only what is asked for counts: NaN spoils the volume beyond the specimen, as far as the network sees
+    mask[:45, :45, :45] = False
+    got = op(image, None, mask, site=Site.whole(spec))
+    for name, array in got.items():
+        np.testing.assert_array_equal(array, want[name] * mask)
+    broken = make(tmp_path / "nan.vemray")
+    broken.head.weight.data[1, 0] = np.nan
+    save_native(tmp_path / "nan.vemray", broken, load(tmp_path / "nan.vemray").facts)
+    with pytest.raises(ModelError, match="nan.vemray.*NaN or infinity: look at its weights"):
+        InferTiles(str(tmp_path / "nan.vemray"), **how)(
+            np.ones((8, 40, 40), np.uint8), None, site=Site.whole(ArraySpec((8, 40, 40), "uint8", SPACING))
+        )
+
+
+def test_what_is_no_probability_is_refused(tmp_path):
+    """Scores whose softmax was forgotten, or the number of the likeliest class."""
+    path = make(tmp_path / "m.vemray") and str(tmp_path / "m.vemray")
+    native = load(path)
+    native.module.head.weight.data *= 20
+    native.facts = native.facts.model_copy(update={"activation": "none"})
+    from vemray.models.files import save_onnx
+
+    save_onnx(tmp_path / "scores.onnx", native)
+    image = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
+    with pytest.raises(ModelError, match="scores.onnx.*values from -.* no probabilities.*softmax or sigmoid"):
+        InferTiles(str(tmp_path / "scores.onnx"))(image, None, site=Site.whole(ArraySpec(SHAPE, "uint8", SPACING)))
+    import onnx
+
+    whole = onnx.load(tmp_path / "scores.onnx")
+    whole.graph.node.append(onnx.helper.make_node("ArgMax", [whole.graph.output[0].name], ["likeliest"], axis=1, keepdims=1))
+    whole.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("likeliest", onnx.TensorProto.INT64, None))
+    (tmp_path / "numbers.onnx").write_bytes(whole.SerializeToString())
+    with pytest.raises(ModelError, match=r"numbers.onnx.*whole numbers \(int64\)"):
+        load(tmp_path / "numbers.onnx").predict(np.zeros((1, 1, 32, 32), np.float32))
+
+
+def test_the_likeliest_class_is_of_all(tmp_path):
+    make(tmp_path / "m.vemray")
+    for more in ({"classes": ["a"]}, {"groups": {"ab": ["a", "b"]}}):
+        with pytest.raises(RecipeError, match=f"leave '{next(iter(more))}' out"):
+            InferTiles(str(tmp_path / "m.vemray"), show="classes", **more).check(ArraySpec(SHAPE, "uint8", SPACING))
+
+
 @pytest.mark.parametrize("precision, most", [("bf16", 0.05), ("fp16", 0.01)])
 def test_lower_precision_stays_near_and_blocks_equal_the_whole(tmp_path, precision, most):
     path, image = small_model(tmp_path / "m.vemray", gain=3), np.random.default_rng(0).integers(0, 255, (3, 61, 50)).astype(np.uint8)

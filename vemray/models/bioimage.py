@@ -13,7 +13,7 @@ import pydantic
 
 from vemray.errors import ModelError
 from vemray.models.bioimage_spec import Axis, Description, describe
-from vemray.models.facts import Facts, parse
+from vemray.models.facts import Facts, beside, parse
 from vemray.models.model import Model, activated
 from vemray.models.process import applied, numbers
 
@@ -64,12 +64,7 @@ def _known(d: Description, path: Path) -> tuple[Facts, str, bytes]:
         facts = parse(json.dumps({**facts.model_dump(mode="json"), **d.own.value}, default=str).encode(), f"{d.package.where}: config.vemray")
     sidecar = sidecar_of(path)
     if sidecar.exists():
-        try:
-            given = json.loads(sidecar.read_bytes())
-            if not isinstance(given, dict):
-                raise ValueError("it is no mapping")
-        except ValueError as e:
-            raise ModelError(f"{sidecar}: cannot be read as JSON: {e}.") from None
+        given = beside(sidecar)
         if "halo" in given:  # then tiles are joined as they are elsewhere
             given = {"mode": None, **given}
         facts = parse(json.dumps({**facts.model_dump(mode="json"), **given}).encode(), sidecar)

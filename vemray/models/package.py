@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vemray.errors import ModelError, nearest
-from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
+from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN, unpacked
 
 #: no member may be larger, unpacked; a YAML file that is, is none, nor one of more values once its aliases are followed
 MAX_BYTES, MAX_YAML, MAX_VALUES = 2 << 30, 1 << 20, 1 << 20
@@ -89,7 +89,7 @@ class Package:
             if not self.zip:
                 return file.read_bytes()
             with zipfile.ZipFile(self.path) as z:
-                return z.read(name)
+                return unpacked(z, z.getinfo(name), self.where)
         except (*BROKEN, KeyError) as e:
             raise ModelError(f"{self.where}: '{name}' cannot be read: {e}. The file may be truncated.") from None
 

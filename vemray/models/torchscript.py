@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from vemray.errors import MissingExtra, ModelError
-from vemray.models.facts import Facts, parse
+from vemray.models.facts import Facts, contents, parse
 from vemray.models.model import Model, activated
-from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
+from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN, unpacked
 
 MAX_BYTES = 4 << 30
 #: what TorchScript has to reach files, other processes and libraries, and what runs while an archive is loaded
@@ -43,7 +43,7 @@ def archive(data: bytes, path: str | Path) -> bytes:
             out = io.BytesIO()
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as clean:
                 for entry in entries:
-                    member = z.read(entry)
+                    member = unpacked(z, entry, path)
                     if entry.filename.endswith((".py", ".pkl")) and (found := _REACHES.search(member)):
                         raise ModelError(f"{path}: its code ({entry.filename}) uses '{found[1].decode()}', which can reach beyond tensors: refused.")
                     clean.writestr(zipfile.ZipInfo(entry.filename, (2020, 1, 1, 0, 0, 0)), member)
@@ -102,6 +102,10 @@ class Script:
                 y = y[0] if isinstance(y, tuple | list) and len(y) else y
                 if not isinstance(y, torch.Tensor):
                     raise ModelError(f"{self.path}: the network gives a {type(y).__name__}, not a tensor.")
+                if not (y.is_floating_point() or y.dtype == torch.bool):
+                    raise ModelError(
+                        f"{self.path}: the network gives whole numbers ({str(y.dtype).removeprefix('torch.')}), not a score for each class."
+                    )
                 return y.float().cpu().numpy()
         except RuntimeError as e:
             last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
@@ -132,7 +136,7 @@ def read_facts(path: Path) -> Facts:
             f"{path} does not say what vemray must know: classes, voxel size, normalisation, stride, halo, activation. Write it into {sidecar.name}, "
             'for example {"classes": ["background", "mitochondria"], "voxel_nm": [8, 8, 8], "stride": 16, "halo": 96, "activation": "softmax"}.'
         )
-    return parse(sidecar.read_bytes(), sidecar)
+    return parse(contents(sidecar), sidecar)
 
 
 def read(path: Path, device: str) -> TorchScriptModel:
