@@ -666,6 +666,23 @@ REFUSED = {
 
 
 @given
+def test_a_network_of_several_images_reproduces_its_test_outputs(tmp_path):
+    """It is compared, though `infer` has one image to give it; and a wrong result shows."""
+    there = GIVEN / "unet2d_multi_tensor"
+    results = check(there / "bioimageio.yaml")
+    assert [r.weights for r in results] == ["torchscript, output0", "torchscript, output1"]
+    assert all(r.passed and r.largest < 1e-4 and r.values == 256 * 256 for r in results), list(map(str, results))
+    description = yaml.safe_load((there / "bioimageio.yaml").read_text())
+    for t, other in zip(description["inputs"], (1, 0)):  # the images exchanged
+        t["test_tensor"] = {"source": f"test_input_{other}.npy"}
+    for file in there.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "rdf.yaml").write_text(yaml.safe_dump(description))
+    with pytest.raises(ModelError, match="output0.*output1.*do not reproduce"):
+        must_pass(tmp_path / "rdf.yaml", check(tmp_path / "rdf.yaml"))
+
+
+@given
 def test_every_given_package_is_here():
     found = {str(p.relative_to(GIVEN)) for p in GIVEN.glob("*/*bioimageio.yaml")}
     assert found == {*REFUSED, *(f"unet2d_nuclei_broad/{n}" for n in RUN)}

@@ -135,6 +135,83 @@ def test_exact_tiles_equal_the_plane(tmp_path):
     assert np.abs(tiled.astype(int) - np.rint(plane * 255)).max() <= 1
 
 
+def test_exact_3d_tiles_equal_the_volume_and_blocks_the_whole(tmp_path):
+    path = small_model(tmp_path / "m.vemray", dims=3, depth=1, gain=3)
+    shape = (27, 41, 38)
+    image = np.random.default_rng(1).integers(0, 255, shape).astype(np.uint8)
+    padded = np.pad(image, [(0, n % 2) for n in shape], mode="reflect").astype(np.float32) / 255
+    volume = load(path).predict(padded[None, None])[0, 1, : shape[0], : shape[1], : shape[2]]
+    spec = ArraySpec(shape, "uint8", SPACING)
+    for how in ({"mode": "exact", "tile": 12}, {"tile": 16, "overlap": 6}):
+        op = InferTiles(path, **how)
+        got = op(image, None, site=Site.whole(spec))["a"]
+        if "mode" in how:
+            assert got.std() > 5 and np.abs(got.astype(int) - np.rint(volume * 255)).max() <= 1
+        for block in [(12, 24, 38), (7, 41, 20), (27, 13, 11)]:
+            np.testing.assert_array_equal(blockwise(op, image, spec, block)["a"], got)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_blended_tiles_are_a_weighted_mean(tmp_path, dims):
+    """Held against the plain sum over all windows: one that is left out, or counted twice, would show. Weights rise over the overlap from each edge that
+    has a neighbour."""
+    path, tile, overlap = small_model(tmp_path / "m.vemray", dims=dims, depth=1, gain=3), 16, 6
+    shape = (3, 43, 37) if dims == 2 else (18, 31, 22)
+    image = np.random.default_rng(1).integers(0, 255, shape).astype(np.uint8)
+    padded = np.pad(image, [(0, n % 2 * (dims == 3 or i > 0)) for i, n in enumerate(shape)], mode="reflect").astype(np.float32) / 255
+    starts = [[*range(0, n + n % 2 - tile, tile - overlap), n + n % 2 - tile] for n in shape]
+    network = load(path)
+    sums, weights = np.zeros(shape), np.zeros(shape)
+
+    def weight(a, n):
+        x = np.arange(a, min(a + tile, n)) + 0.5
+        rising = (x - a) / overlap if a else np.ones_like(x)
+        falling = (min(a + tile, n) - x) / overlap if a + tile < n else np.ones_like(x)
+        return np.minimum(1, np.minimum(rising, falling))
+
+    for z in starts[0] if dims == 3 else range(shape[0]):
+        for y in starts[1]:
+            for x in starts[2]:
+                window = (slice(z, z + (tile if dims == 3 else 1)), slice(y, y + tile), slice(x, x + tile))
+                p = network.predict(padded[window][(None,) * 2 if dims == 3 else slice(None)].reshape(1, 1, *[tile] * dims))[0, 1]
+                w = weight(y, shape[1])[:, None] * weight(x, shape[2])
+                w = weight(z, shape[0])[:, None, None] * w if dims == 3 else w[None]
+                at = tuple(slice(s.start, s.start + n) for s, n in zip(window, w.shape))
+                sums[at] += w * p.reshape((-1, tile, tile))[tuple(slice(n) for n in w.shape)]
+                weights[at] += w
+    assert weights.min() > 0
+    got = InferTiles(path, mode="blend", tile=tile, overlap=overlap)(image, None, site=Site.whole(ArraySpec(shape, "uint8", SPACING)))["a"]
+    assert got.std() > 5 and np.abs(got - sums / weights * 255).max() <= 0.51
+
+
+def test_a_finer_volume_is_brought_to_the_model_s_voxels_and_back(tmp_path):
+    """4 nm data and a model of 8 nm: refused with the way out, which then gives what the model gives at 8 nm."""
+    import vemray
+    from vemray.store.volume import create
+
+    path, shape = small_model(tmp_path / "m.vemray", depth=1, gain=3), (20, 48, 36)
+    image = np.random.default_rng(2).integers(0, 255, shape).astype(np.uint8)
+    fine = create(str(tmp_path / "em.zarr"), shape, "uint8", Spacing(4, 4, 4), kind="image", shard=(32, 64, 64), chunk=(32, 32, 32))
+    fine.write(fine.box, image)
+    how = {"op": "infer", "model": path, "device": "cpu", "classes": ["a"]}
+    recipe = {"vemray": 1, "name": "n", "inputs": {"em": {}}, "steps": {"p": {**how, "image": "em"}}}
+    quiet = {"runner": "serial", "report": False, "listeners": (lambda e: None,)}
+    with pytest.raises(ModelError, match=r"voxels of 8 x 8 x 8 nm.*volume has 4 x 4 x 4 nm.*'downsample'.*'upsample'"):
+        vemray.run(recipe, str(tmp_path / "em.zarr"), tmp_path / "no", **quiet)
+    steps = {
+        "half": {"op": "downsample", "image": "em", "factor": [2, 2, 2]},
+        "coarse": {**how, "image": "half"},
+        "p": {"op": "upsample", "image": "coarse.a", "like": "em"},
+    }
+    r = vemray.run({**recipe, "steps": steps, "outputs": ["half", "coarse", "p"]}, str(tmp_path / "em.zarr"), tmp_path / "out", **quiet)
+    half, coarse, p = (r.volumes[n].read(r.volumes[n].box) for n in ("half", "coarse.a", "p"))
+    assert r.volumes["p"].spacing.zyx == (4, 4, 4) and p.shape == shape and coarse.std() > 5
+    direct = InferTiles(path)(half, None, site=Site.whole(ArraySpec(half.shape, "uint8", SPACING)))["a"]
+    np.testing.assert_array_equal(coarse, direct)
+    means = p.reshape(10, 2, 24, 2, 18, 2).mean((1, 3, 5))
+    assert np.corrcoef(means.ravel(), coarse.ravel())[0, 1] > 0.8
+
+
 def test_nothing_reaches_beyond_the_halo():
     torch.manual_seed(1)
     net = UNet(2, base=8, depth=3).eval()

@@ -157,9 +157,17 @@ class Member:
             turned = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 1, 0)}[axis]
             raise ModelError(
                 f"the model {self.path} was trained on voxels of {trained} nm (z, y, x), the volume has "
-                f"{Spacing(*[image.spacing.zyx[i] for i in turned])}.{along} "
-                "Use a pyramid level or a model that fits, or ignore_voxel_size: true."
+                f"{Spacing(*[image.spacing.zyx[i] for i in turned])}.{along} {self._way_out(image, seen)}, or ignore_voxel_size: true."
             )
+
+    def _way_out(self, image: ArraySpec, seen: slice) -> str:
+        """What to do with voxels of another size."""
+        if all(x < 1.05 * m for m, x in zip(self.about.voxel_nm[seen], image.spacing.zyx[seen])):
+            return (
+                "Use a level of its pyramid with such voxels (inputs: {of: ..., level: ...}) or 'downsample' it, and bring the result back with "
+                "'upsample'; or use a model that fits"
+            )
+        return "Use a model that fits"
 
     def _check_views(self, any_voxels: bool) -> None:
         a = self.about

@@ -25,6 +25,10 @@ class Package:
     """The files by name. `path` is what errors call it."""
 
     def __init__(self, path: Path):
+        if not path.exists():
+            raise ModelError(f"there is no model '{path}'.")
+        if not path.is_dir() and path.suffix not in SUFFIXES:
+            raise ModelError(f"{path} is no BioImage.IO package: that is a folder, its .yaml or a .zip.")
         self.path, self.zip = path, not path.is_dir() and path.suffix == ".zip"
         if self.zip:
             self._sizes = self._listed()
