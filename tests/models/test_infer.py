@@ -20,6 +20,7 @@ from vemray.models.infer import Infer, InferMerge, InferTiles  # noqa: E402
 from vemray.models.member import BATCH_BYTES, Member  # noqa: E402
 from vemray.models.native import TorchModel  # noqa: E402
 from vemray.models.networks import UNet  # noqa: E402
+from vemray.models.tiles import exact_tiles  # noqa: E402
 from vemray.ops.base import ArraySpec, Site  # noqa: E402
 
 SHAPE, SPACING = (5, 203, 157), Spacing(8, 8, 8)
@@ -133,6 +134,19 @@ def test_exact_tiles_equal_the_plane(tmp_path):
         plane = net(torch.from_numpy(padded[:, None])).softmax(1)[:, 1, : SHAPE[1], : SHAPE[2]].numpy()
     tiled = InferTiles(str(tmp_path / "m.vemray"), tile=64)(image, None, site=Site.whole(ArraySpec(SHAPE, "uint8", SPACING)))["a"]
     assert np.abs(tiled.astype(int) - np.rint(plane * 255)).max() <= 1
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 97, 203])
+@pytest.mark.parametrize("edge, halo, stride, window", [(32, 24, 8, None), (64, 8, 4, None), (16, 16, 1, 48), (40, 0, 4, 40)])
+def test_every_voxel_is_in_one_core_with_all_of_its_halo(n, edge, halo, stride, window):
+    """What a halo adds at its far end is often less than a step of 1/255, so values alone would not show a short one."""
+    tiles, end = exact_tiles(n, edge, halo, stride, window), -(-n // stride) * stride
+    assert [v for t in tiles for v in range(*t.core)] == list(range(n))
+    for t in tiles:
+        (a, b), (start, stop) = t.window, t.core
+        assert (b - a) % stride == 0 and (window is None or b - a == window)
+        assert a == 0 and window is None or start - a >= halo
+        assert b == end and window is None or b - stop >= halo
 
 
 def test_exact_3d_tiles_equal_the_volume_and_blocks_the_whole(tmp_path):
