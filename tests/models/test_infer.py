@@ -145,8 +145,8 @@ def test_every_voxel_is_in_one_core_with_all_of_its_halo(n, edge, halo, stride, 
     for t in tiles:
         (a, b), (start, stop) = t.window, t.core
         assert (b - a) % stride == 0 and (window is None or b - a == window)
-        assert a == 0 and window is None or start - a >= halo
-        assert b == end and window is None or b - stop >= halo
+        assert (a == 0 and window is None) or start - a >= halo
+        assert (b == end and window is None) or b - stop >= halo
 
 
 def test_exact_3d_tiles_equal_the_volume_and_blocks_the_whole(tmp_path):

@@ -267,8 +267,10 @@ class ModelWork(MapWork):
         stamp = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in map(os.stat, files)]
         if self._loaded.get("stamp") == stamp:
             return
-        if changed := [f for f, h in zip(files, self.target.files, strict=True) if file_hash(f) != h]:
-            raise ModelError(f"{changed[0]} was changed while the run used it. Run the same again: this step is then done with the file as it is.")
+        hashes = tuple(map(file_hash, files))
+        if hashes != self.target.files:  # or there is a sidecar more
+            changed = next((f for f, h in zip(files, hashes) if h not in self.target.files), files[0])
+            raise ModelError(f"{changed} was changed while the run used it. Run the same again: this step is then done with the file as it is.")
         self._loaded["stamp"] = stamp
 
     def store(self, block: InHand) -> tuple[Bundle | None, Stats]:
