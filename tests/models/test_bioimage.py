@@ -378,6 +378,11 @@ def test_hostile_archives(tmp_path):
     (folder / "weights.onnx").unlink()
     (folder / "weights.onnx").symlink_to(tmp_path / "secret")
     refused(folder, "'weights.onnx' is a link that leaves the package")
+    (inside / "folder" / "deep").symlink_to(tmp_path)
+    description = about()
+    description["weights"]["onnx"]["source"] = "deep/secret"
+    (folder / "rdf.yaml").write_text(yaml.safe_dump(description))
+    refused(folder, "'deep/secret' is a link that leaves the package")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inside", "secret"] and not Path("weights.onnx").exists()
 
 

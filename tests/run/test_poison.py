@@ -140,6 +140,11 @@ def test_a_model_that_changes_during_the_run(tmp_path, em, poison, where, reques
     done = vemray.run(r, em, out, runner=runner, options=SMALL, **QUIET)
     fresh = vemray.run(r, em, tmp_path / "fresh", runner="serial", options=SMALL, **QUIET)
     same(done, fresh)
+    small_model(tmp_path / "m.vemray", base=2, depth=1, seed=4)  # and after a run that was finished
+    again = vemray.run(r, em, out, runner=runner, options=SMALL, **QUIET)
+    same(again, vemray.run(r, em, tmp_path / "other", runner="serial", options=SMALL, **QUIET))
+    assert [s["skipped"] for s in again.run["stages"]] == [False]
+    assert [s["skipped"] for s in vemray.run(r, em, out, runner=runner, options=SMALL, **QUIET).run["stages"]] == [True]
 
 
 def test_labels_resume_too(tmp_path, monkeypatch, ray_runner):
