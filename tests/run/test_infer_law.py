@@ -62,6 +62,9 @@ def case(tmp_path_factory):
 @pytest.mark.parametrize("where", ["serial", "actors"])
 def test_blocks_in_the_engine_equal_the_whole(case, where, request):
     recipe, em, want, folder = case
+    if where == "actors":  # which take seconds to start, for each step anew
+        want = {n: want[n] for n in ("exact", "blend", "volume", "masked")}
+        recipe = {**recipe, "steps": {n: s for n, s in recipe["steps"].items() if n in want or n == "bright"}, "outputs": list(want)}
     runner = "serial" if where == "serial" else request.getfixturevalue("ray_runner")
     grids = set()
     for block, chunk in GRIDS:
