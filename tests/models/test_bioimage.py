@@ -378,6 +378,11 @@ def test_hostile_archives(tmp_path):
     (folder / "weights.onnx").unlink()
     (folder / "weights.onnx").symlink_to(tmp_path / "secret")
     refused(folder, "'weights.onnx' is a link that leaves the package")
+    (inside / "folder" / "deep").symlink_to(tmp_path)
+    description = about()
+    description["weights"]["onnx"]["source"] = "deep/secret"
+    (folder / "rdf.yaml").write_text(yaml.safe_dump(description))
+    refused(folder, "'deep/secret' is a link that leaves the package")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inside", "secret"] and not Path("weights.onnx").exists()
 
 
@@ -399,6 +404,25 @@ def test_hostile_descriptions(tmp_path):
         z.writestr("readme.txt", "x")
     refused(tmp_path / "m.zip", "is no BioImage.IO package")
     assert not made.exists()
+
+
+def test_weights_in_a_folder_of_the_package_are_watched_too(tmp_path):
+    """A process that lives on must not keep a network whose file has changed."""
+    from vemray.models.files import stamp
+
+    description = about()
+    description["weights"]["onnx"]["source"] = "deep/weights.onnx"
+    (tmp_path / "p" / "deep").mkdir(parents=True)
+    (tmp_path / "p" / "rdf.yaml").write_text(yaml.safe_dump(description))
+    weights = tmp_path / "p" / "deep" / "weights.onnx"
+    weights.write_bytes(as_onnx())
+    before = [stamp(tmp_path / "p"), stamp(tmp_path / "p" / "rdf.yaml")]
+    assert before == [stamp(tmp_path / "p"), stamp(tmp_path / "p" / "rdf.yaml")]
+    weights.write_bytes(as_onnx() + b"\x00")
+    after = [stamp(tmp_path / "p"), stamp(tmp_path / "p" / "rdf.yaml")]
+    assert all(a != b for a, b in zip(before, after))
+    weights.unlink()
+    assert stamp(tmp_path / "p") not in (before[0], after[0])
 
 
 def test_nothing_is_unpickled(tmp_path):
@@ -644,6 +668,23 @@ REFUSED = {
     "unet2d_multi_tensor/bioimageio.yaml": "inputs: 2 tensors",
     "upsample_test_model/v0_4.bioimageio.yaml": "upsample_model.py",
 }
+
+
+@given
+def test_a_network_of_several_images_reproduces_its_test_outputs(tmp_path):
+    """It is compared, though `infer` has one image to give it; and a wrong result shows."""
+    there = GIVEN / "unet2d_multi_tensor"
+    results = check(there / "bioimageio.yaml")
+    assert [r.weights for r in results] == ["torchscript, output0", "torchscript, output1"]
+    assert all(r.passed and r.largest < 1e-4 and r.values == 256 * 256 for r in results), list(map(str, results))
+    description = yaml.safe_load((there / "bioimageio.yaml").read_text())
+    for t, other in zip(description["inputs"], (1, 0)):  # the images exchanged
+        t["test_tensor"] = {"source": f"test_input_{other}.npy"}
+    for file in there.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "rdf.yaml").write_text(yaml.safe_dump(description))
+    with pytest.raises(ModelError, match="output0.*output1.*do not reproduce"):
+        must_pass(tmp_path / "rdf.yaml", check(tmp_path / "rdf.yaml"))
 
 
 @given

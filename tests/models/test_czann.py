@@ -398,6 +398,74 @@ def test_weights_outside_the_file_are_refused_wherever_they_are_named(tmp_path):
         load_facts(tmp_path / "m.onnx")
 
 
+def lying(path, member: str, data: bytes, method=zipfile.ZIP_DEFLATED) -> None:
+    """Replace a member by `data`, of which the directory says that it unpacks to 1000 bytes."""
+    with zipfile.ZipFile(path) as z:
+        parts = {**{n: z.read(n) for n in z.namelist()}, member: data}
+    with zipfile.ZipFile(path, "w", method) as z:
+        for n, d in parts.items():
+            z.writestr(n, d)
+        at = z.start_dir
+    bent = bytearray(path.read_bytes())
+    while bent[at : at + 4] == b"PK\x01\x02":
+        name, extra, comment = struct.unpack_from("<HHH", bent, at + 28)
+        if bent[at + 46 : at + 46 + name] == member.encode():
+            struct.pack_into("<I", bent, at + 24, 1000)
+        at += 46 + name + extra + comment
+    path.write_bytes(bent)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_directory_that_lies_about_a_bomb(tmp_path, method):
+    """zipfile itself unpacks up to 2 GB of what is said to be small."""
+    import tracemalloc
+
+    from packages import about as package_about
+    from packages import as_script
+    from packages import packed as package
+
+    files = {
+        Path(small_model(tmp_path / "m.vemray")): "weights.npz",
+        Path(packed(tmp_path / "m.czann")): "model.model",
+        Path(package(tmp_path / "m.zip", package_about())): "weights.onnx",
+        tmp_path / "m.pt": "m/code/bomb",
+    }
+    (tmp_path / "m.pt").write_bytes(as_script())
+    for path, member in files.items():
+        if path.suffix == ".pt":
+            with zipfile.ZipFile(path) as z:
+                member = f"{z.namelist()[0].partition('/')[0]}/code/bomb"
+        lying(path, member, bytes(60 << 20), method)
+        (tmp_path / "m.pt.json").write_text(json.dumps({"classes": ["a"], "voxel_nm": [8, 8, 8], "stride": 1, "halo": 1}))
+        tracemalloc.start()
+        with pytest.raises(ModelError, match=path.name):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20, path
+        tracemalloc.stop()
+
+
+def test_sidecars_that_are_none(tmp_path):
+    path, sidecar = packed(tmp_path / "m.czann"), tmp_path / "m.czann.json"
+    for bad in (b"[" * 100_000, b'{"classes": ["\xe4"]}', b"[1]", b""):
+        sidecar.write_bytes(bad)
+        with pytest.raises(ModelError, match=r"m\.czann\.json"):
+            load_facts(path)
+    sidecar.unlink()
+    sidecar.mkdir()
+    with pytest.raises(ModelError, match=r"m\.czann\.json cannot be read: Is a directory"):
+        load_facts(path)
+
+
+def test_a_tile_too_large_to_be_tried(tmp_path):
+    """What a graph gives is seen by running it; not with 29 GB."""
+    path = packed(tmp_path / "m.czann", net(size=None, end=None, out=2), about(InputShape=[60000, 60000, 1], OutputShape=[60000, 60000, 2]))
+    with pytest.raises(ModelError, match="60000 x 60000 is too large to be tried.*'window'"):
+        load_facts(path)
+    (tmp_path / "m.czann.json").write_text('{"window": [48, 48]}')
+    with pytest.warns(UserWarning, match="softmax"):
+        assert load_facts(path).window == [48, 48]
+
+
 def test_native_files_have_the_same_bounds(tmp_path, monkeypatch):
     path = Path(small_model(tmp_path / "m.vemray"))
     monkeypatch.setattr(native, "BOMB_BYTES", 1000)

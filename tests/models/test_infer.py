@@ -20,6 +20,7 @@ from vemray.models.infer import Infer, InferMerge, InferTiles  # noqa: E402
 from vemray.models.member import BATCH_BYTES, Member  # noqa: E402
 from vemray.models.native import TorchModel  # noqa: E402
 from vemray.models.networks import UNet  # noqa: E402
+from vemray.models.tiles import exact_tiles  # noqa: E402
 from vemray.ops.base import ArraySpec, Site  # noqa: E402
 
 SHAPE, SPACING = (5, 203, 157), Spacing(8, 8, 8)
@@ -135,6 +136,96 @@ def test_exact_tiles_equal_the_plane(tmp_path):
     assert np.abs(tiled.astype(int) - np.rint(plane * 255)).max() <= 1
 
 
+@pytest.mark.parametrize("n", [1, 7, 64, 97, 203])
+@pytest.mark.parametrize("edge, halo, stride, window", [(32, 24, 8, None), (64, 8, 4, None), (16, 16, 1, 48), (40, 0, 4, 40)])
+def test_every_voxel_is_in_one_core_with_all_of_its_halo(n, edge, halo, stride, window):
+    """What a halo adds at its far end is often less than a step of 1/255, so values alone would not show a short one."""
+    tiles, end = exact_tiles(n, edge, halo, stride, window), -(-n // stride) * stride
+    assert [v for t in tiles for v in range(*t.core)] == list(range(n))
+    for t in tiles:
+        (a, b), (start, stop) = t.window, t.core
+        assert (b - a) % stride == 0 and (window is None or b - a == window)
+        assert (a == 0 and window is None) or start - a >= halo
+        assert (b == end and window is None) or b - stop >= halo
+
+
+def test_exact_3d_tiles_equal_the_volume_and_blocks_the_whole(tmp_path):
+    path = small_model(tmp_path / "m.vemray", dims=3, depth=1, gain=3)
+    shape = (27, 41, 38)
+    image = np.random.default_rng(1).integers(0, 255, shape).astype(np.uint8)
+    padded = np.pad(image, [(0, n % 2) for n in shape], mode="reflect").astype(np.float32) / 255
+    volume = load(path).predict(padded[None, None])[0, 1, : shape[0], : shape[1], : shape[2]]
+    spec = ArraySpec(shape, "uint8", SPACING)
+    for how in ({"mode": "exact", "tile": 12}, {"tile": 16, "overlap": 6}):
+        op = InferTiles(path, **how)
+        got = op(image, None, site=Site.whole(spec))["a"]
+        if "mode" in how:
+            assert got.std() > 5 and np.abs(got.astype(int) - np.rint(volume * 255)).max() <= 1
+        for block in [(12, 24, 38), (7, 41, 20), (27, 13, 11)]:
+            np.testing.assert_array_equal(blockwise(op, image, spec, block)["a"], got)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_blended_tiles_are_a_weighted_mean(tmp_path, dims):
+    """Held against the plain sum over all windows: one that is left out, or counted twice, would show. Weights rise over the overlap from each edge that
+    has a neighbour."""
+    path, tile, overlap = small_model(tmp_path / "m.vemray", dims=dims, depth=1, gain=3), 16, 6
+    shape = (3, 43, 37) if dims == 2 else (18, 31, 22)
+    image = np.random.default_rng(1).integers(0, 255, shape).astype(np.uint8)
+    padded = np.pad(image, [(0, n % 2 * (dims == 3 or i > 0)) for i, n in enumerate(shape)], mode="reflect").astype(np.float32) / 255
+    starts = [[*range(0, n + n % 2 - tile, tile - overlap), n + n % 2 - tile] for n in shape]
+    network = load(path)
+    sums, weights = np.zeros(shape), np.zeros(shape)
+
+    def weight(a, n):
+        x = np.arange(a, min(a + tile, n)) + 0.5
+        rising = (x - a) / overlap if a else np.ones_like(x)
+        falling = (min(a + tile, n) - x) / overlap if a + tile < n else np.ones_like(x)
+        return np.minimum(1, np.minimum(rising, falling))
+
+    for z in starts[0] if dims == 3 else range(shape[0]):
+        for y in starts[1]:
+            for x in starts[2]:
+                window = (slice(z, z + (tile if dims == 3 else 1)), slice(y, y + tile), slice(x, x + tile))
+                p = network.predict(padded[window][(None,) * 2 if dims == 3 else slice(None)].reshape(1, 1, *[tile] * dims))[0, 1]
+                w = weight(y, shape[1])[:, None] * weight(x, shape[2])
+                w = weight(z, shape[0])[:, None, None] * w if dims == 3 else w[None]
+                at = tuple(slice(s.start, s.start + n) for s, n in zip(window, w.shape))
+                sums[at] += w * p.reshape((-1, tile, tile))[tuple(slice(n) for n in w.shape)]
+                weights[at] += w
+    assert weights.min() > 0
+    got = InferTiles(path, mode="blend", tile=tile, overlap=overlap)(image, None, site=Site.whole(ArraySpec(shape, "uint8", SPACING)))["a"]
+    assert got.std() > 5 and np.abs(got - sums / weights * 255).max() <= 0.51
+
+
+def test_a_finer_volume_is_brought_to_the_model_s_voxels_and_back(tmp_path):
+    """4 nm data and a model of 8 nm: refused with the way out, which then gives what the model gives at 8 nm."""
+    import vemray
+    from vemray.store.volume import create
+
+    path, shape = small_model(tmp_path / "m.vemray", depth=1, gain=3), (20, 48, 36)
+    image = np.random.default_rng(2).integers(0, 255, shape).astype(np.uint8)
+    fine = create(str(tmp_path / "em.zarr"), shape, "uint8", Spacing(4, 4, 4), kind="image", shard=(32, 64, 64), chunk=(32, 32, 32))
+    fine.write(fine.box, image)
+    how = {"op": "infer", "model": path, "device": "cpu", "classes": ["a"]}
+    recipe = {"vemray": 1, "name": "n", "inputs": {"em": {}}, "steps": {"p": {**how, "image": "em"}}}
+    quiet = {"runner": "serial", "report": False, "listeners": (lambda e: None,)}
+    with pytest.raises(ModelError, match=r"voxels of 8 x 8 x 8 nm.*volume has 4 x 4 x 4 nm.*'downsample'.*'upsample'"):
+        vemray.run(recipe, str(tmp_path / "em.zarr"), tmp_path / "no", **quiet)
+    steps = {
+        "half": {"op": "downsample", "image": "em", "factor": [2, 2, 2]},
+        "coarse": {**how, "image": "half"},
+        "p": {"op": "upsample", "image": "coarse.a", "like": "em"},
+    }
+    r = vemray.run({**recipe, "steps": steps, "outputs": ["half", "coarse", "p"]}, str(tmp_path / "em.zarr"), tmp_path / "out", **quiet)
+    half, coarse, p = (r.volumes[n].read(r.volumes[n].box) for n in ("half", "coarse.a", "p"))
+    assert r.volumes["p"].spacing.zyx == (4, 4, 4) and p.shape == shape and coarse.std() > 5
+    direct = InferTiles(path)(half, None, site=Site.whole(ArraySpec(half.shape, "uint8", SPACING)))["a"]
+    np.testing.assert_array_equal(coarse, direct)
+    means = p.reshape(10, 2, 24, 2, 18, 2).mean((1, 3, 5))
+    assert np.corrcoef(means.ravel(), coarse.ravel())[0, 1] > 0.8
+
+
 def test_nothing_reaches_beyond_the_halo():
     torch.manual_seed(1)
     net = UNet(2, base=8, depth=3).eval()
@@ -165,6 +256,58 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ModelError):
         load(tmp_path / "empty.vemray")
     assert not (tmp_path.parent / "escape").exists()
+
+
+@pytest.mark.parametrize("how", [{}, {"mode": "blend", "overlap": 8}, {"show": "classes"}, {"tta": "flips"}, {"axis": "y"}])
+def test_what_is_no_number_is_an_error_and_never_a_zero(tmp_path, how):
+    path, image = small_model(tmp_path / "m.vemray"), np.full((60, 48, 56), 9, np.float32)
+    spec, mask = ArraySpec(image.shape, "float32", SPACING), np.ones(image.shape, bool)
+    op = InferTiles(path, tile=32, **how)
+    want = op(image, None, mask, site=Site.whole(spec))
+    image[3, 5, 7] = np.nan
+    with pytest.raises(ModelError, match="m.vemray.*NaN or infinity: the image"):
+        op(image, None, site=Site.whole(spec))
+    # only what is asked for counts: NaN spoils the volume beyond the specimen, as far as the network sees
+    mask[:45, :45, :45] = False
+    got = op(image, None, mask, site=Site.whole(spec))
+    for name, array in got.items():
+        np.testing.assert_array_equal(array, want[name] * mask)
+    broken = make(tmp_path / "nan.vemray")
+    broken.head.weight.data[1, 0] = np.nan
+    save_native(tmp_path / "nan.vemray", broken, load(tmp_path / "nan.vemray").facts)
+    with pytest.raises(ModelError, match="nan.vemray.*NaN or infinity: look at its weights"):
+        InferTiles(str(tmp_path / "nan.vemray"), **how)(
+            np.ones((8, 40, 40), np.uint8), None, site=Site.whole(ArraySpec((8, 40, 40), "uint8", SPACING))
+        )
+
+
+def test_what_is_no_probability_is_refused(tmp_path):
+    """Scores whose softmax was forgotten, or the number of the likeliest class."""
+    path = make(tmp_path / "m.vemray") and str(tmp_path / "m.vemray")
+    native = load(path)
+    native.module.head.weight.data *= 20
+    native.facts = native.facts.model_copy(update={"activation": "none"})
+    from vemray.models.files import save_onnx
+
+    save_onnx(tmp_path / "scores.onnx", native)
+    image = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
+    with pytest.raises(ModelError, match="scores.onnx.*values from -.* no probabilities.*softmax or sigmoid"):
+        InferTiles(str(tmp_path / "scores.onnx"))(image, None, site=Site.whole(ArraySpec(SHAPE, "uint8", SPACING)))
+    import onnx
+
+    whole = onnx.load(tmp_path / "scores.onnx")
+    whole.graph.node.append(onnx.helper.make_node("ArgMax", [whole.graph.output[0].name], ["likeliest"], axis=1, keepdims=1))
+    whole.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("likeliest", onnx.TensorProto.INT64, None))
+    (tmp_path / "numbers.onnx").write_bytes(whole.SerializeToString())
+    with pytest.raises(ModelError, match=r"numbers.onnx.*whole numbers \(int64\)"):
+        load(tmp_path / "numbers.onnx").predict(np.zeros((1, 1, 32, 32), np.float32))
+
+
+def test_the_likeliest_class_is_of_all(tmp_path):
+    make(tmp_path / "m.vemray")
+    for more in ({"classes": ["a"]}, {"groups": {"ab": ["a", "b"]}}):
+        with pytest.raises(RecipeError, match=f"leave '{next(iter(more))}' out"):
+            InferTiles(str(tmp_path / "m.vemray"), show="classes", **more).check(ArraySpec(SHAPE, "uint8", SPACING))
 
 
 @pytest.mark.parametrize("precision, most", [("bf16", 0.05), ("fp16", 0.01)])

@@ -2,6 +2,7 @@
 that counts."""
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 
@@ -72,14 +73,18 @@ class CountedInfer(InferTiles):
 @register("poisoned_infer", hidden=False)
 @dataclass(frozen=True)
 class PoisonedInfer(InferTiles):
-    """A network that fails on blocks that begin along z where the file `poison` says; each block leaves a line in `poison`.log."""
+    """A network that fails on blocks that begin (along z, or at z,y,x) where the file `poison` says, or takes its process along where that says "deadly" too; each
+    block leaves a line in `poison`.log."""
 
     poison: str = ""
 
     def __call__(self, *arrays, site):
         with open(self.poison + ".log", "a") as f:
             f.write(f"{site.write}\n")
-        if str(site.write.start[0]) in open(self.poison).read().split():
+        words = open(self.poison).read().split()
+        if str(site.write.start[0]) in words or ",".join(map(str, site.write.start)) in words:
+            if "deadly" in words:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError("NaN in the weights")
         return super().__call__(*arrays, site=site)
 

@@ -15,7 +15,7 @@ from networks_for_tests import small_model
 import vemray
 from vemray.errors import BlockError
 from vemray.plan import Options
-from vemray.run import engine, work
+from vemray.run import cluster, engine, work
 from vemray.run.events import read_events
 from vemray.run.serial import SerialRunner
 
@@ -102,6 +102,49 @@ def test_in_actors(tmp_path, em, poison, ray_runner):
     (stage,) = (s for s in done.run["stages"] if s["name"] == "p")
     assert 1 <= stage["holders"] <= 2 and 0 <= stage["idle"] < 1
     same(done, vemray.run(recipe(tmp_path, "infer"), em, tmp_path / "calm", runner="serial", options=SMALL, **QUIET))
+
+
+def test_a_block_that_kills_its_actor(tmp_path, em, poison, ray_runner):
+    """As a fault in the library does, or memory that is not there. The blocks that the actor held too are done elsewhere."""
+    r, out = recipe(tmp_path, "poisoned_infer"), tmp_path / "out"
+    poison.at("32,0,0", "deadly")
+    with pytest.raises(BlockError, match="workers died of it") as e:
+        vemray.run(r, em, out, runner=ray_runner, options=SMALL, **QUIET)
+    first = poison.runs()
+    (bad,) = (box for box in first if box.startswith("[32:") and box.count(" 0:") == 2)
+    assert cluster.DEATHS - 1 <= first[bad] <= cluster.DEATHS  # at first it may only have waited while another was computed
+    assert all(n <= 2 for box, n in first.items() if box != bad)
+    assert f"{len(first) - 1} of the {len(first)} blocks of 'p' are done" in str(e.value), str(e.value)
+    assert any("died and was replaced" in n.get("text", "") for n in read_events(str(out)))
+    poison.at()
+    done = vemray.run(r, em, out, runner=ray_runner, options=SMALL, **QUIET)
+    assert set(poison.runs()) == {bad}
+    same(done, vemray.run(recipe(tmp_path, "infer"), em, tmp_path / "calm", runner="serial", options=SMALL, **QUIET))
+
+
+@pytest.mark.parametrize("where", ["serial", "actors"])
+def test_a_model_that_changes_during_the_run(tmp_path, em, poison, where, request, monkeypatch):
+    """No block of another network is kept: the run ends, and the same again is all of the new one."""
+    runner = "serial" if where == "serial" else request.getfixturevalue("ray_runner")
+    r, out = recipe(tmp_path, "infer"), tmp_path / "out"
+    real, changed = engine.Engine._pass, []
+
+    def swap(self, stage, *args):
+        if stage.holds_model and not changed:
+            changed.append(small_model(tmp_path / "m.vemray", base=2, depth=1, seed=9))
+        return real(self, stage, *args)
+
+    monkeypatch.setattr(engine.Engine, "_pass", swap)
+    with pytest.raises(BlockError, match="m.vemray was changed while the run used it"):
+        vemray.run(r, em, out, runner=runner, options=SMALL, **QUIET)
+    done = vemray.run(r, em, out, runner=runner, options=SMALL, **QUIET)
+    fresh = vemray.run(r, em, tmp_path / "fresh", runner="serial", options=SMALL, **QUIET)
+    same(done, fresh)
+    small_model(tmp_path / "m.vemray", base=2, depth=1, seed=4)  # and after a run that was finished
+    again = vemray.run(r, em, out, runner=runner, options=SMALL, **QUIET)
+    same(again, vemray.run(r, em, tmp_path / "other", runner="serial", options=SMALL, **QUIET))
+    assert [s["skipped"] for s in again.run["stages"]] == [False]
+    assert [s["skipped"] for s in vemray.run(r, em, out, runner=runner, options=SMALL, **QUIET).run["stages"]] == [True]
 
 
 def test_labels_resume_too(tmp_path, monkeypatch, ray_runner):

@@ -13,9 +13,9 @@ import pydantic
 
 from vemray.errors import ModelError
 from vemray.models.bioimage_spec import Axis, Description, describe
-from vemray.models.facts import Facts, parse
+from vemray.models.facts import Facts, beside, parse
 from vemray.models.model import Model, activated
-from vemray.models.process import applied, numbers
+from vemray.models.process import Step, applied, numbers
 
 #: facts that config.vemray may hold
 OWN = ("format", "classes", "voxel_nm", "stride", "gives", "mode", "background", "memory", "training")
@@ -64,12 +64,7 @@ def _known(d: Description, path: Path) -> tuple[Facts, str, bytes]:
         facts = parse(json.dumps({**facts.model_dump(mode="json"), **d.own.value}, default=str).encode(), f"{d.package.where}: config.vemray")
     sidecar = sidecar_of(path)
     if sidecar.exists():
-        try:
-            given = json.loads(sidecar.read_bytes())
-            if not isinstance(given, dict):
-                raise ValueError("it is no mapping")
-        except ValueError as e:
-            raise ModelError(f"{sidecar}: cannot be read as JSON: {e}.") from None
+        given = beside(sidecar)
         if "halo" in given:  # then tiles are joined as they are elsewhere
             given = {"mode": None, **given}
         facts = parse(json.dumps({**facts.model_dump(mode="json"), **given}).encode(), sidecar)
@@ -126,14 +121,19 @@ class BioImageModel(Model):
         if y.shape[0] != batch.shape[0] or y.shape[2:] != batch.shape[2:]:
             raise ModelError(f"{self.path}: the network turns {batch.shape} into {y.shape}; its output must have the input's size.")
         self.check_output(y, self.path)
-        y = np.array(y, np.float32)
-        for step in self.d.after:
-            if step == "softmax":
-                y = activated(y, "softmax")
-            else:
-                for c in range(y.shape[1]):
-                    applied(*numbers(step[c if len(step) > 1 else 0], None), y[:, c])
-        return activated(y, self.facts.activation)
+        return activated(finished(y, self.d.after), self.facts.activation)
+
+
+def finished(y: np.ndarray, after: list[str | list[Step]]) -> np.ndarray:
+    """(batch, channel, [z,] y, x) after postprocessing."""
+    y = np.array(y, np.float32)
+    for step in after:
+        if step == "softmax":
+            y = activated(y, "softmax")
+        else:
+            for c in range(y.shape[1]):
+                applied(*numbers(step[c if len(step) > 1 else 0], None), y[:, c])
+    return y
 
 
 def read(path: Path, device: str) -> BioImageModel:
@@ -141,11 +141,15 @@ def read(path: Path, device: str) -> BioImageModel:
     return BioImageModel(d, *_known(d, path), device)
 
 
-def _onnx(data: bytes, device: str, where: str):
+def onnx_session(data: bytes, device: str, where: str):
     from vemray.models.onnx_file import graph, session
 
     graph(data, where)  # refuses what names other files
-    s = session(data, device, where)
+    return session(data, device, where)
+
+
+def _onnx(data: bytes, device: str, where: str):
+    s = onnx_session(data, device, where)
     if len(s.get_inputs()) != 1:
         raise ModelError(f"{where}: the graph takes {len(s.get_inputs())} inputs; a segmentation network takes one image.")
     types = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}

@@ -120,6 +120,50 @@ class Description:
 
 def describe(path: str | Path) -> Description:
     """ModelError names the file, the key and what is wrong with it."""
+    package, root, new, inputs, outputs, weights = _opened(path)
+    for what, tensors in (("inputs", inputs), ("outputs", outputs)):
+        if len(tensors) != 1:
+            raise root[what].error(
+                f"{len(tensors)} tensors; vemray runs networks of one image in and one out. `vemray check-model` shows whether this one gives here "
+                "what its authors got."
+            )
+    read = _tensor_05 if new else _tensor_04
+    image, scores = read(root, "inputs", inputs), read(root, "outputs", outputs)
+    _same_size(image, scores, new)
+    channel = image.axis("c")
+    if channel and channel.size != 1:
+        raise channel.at.error(f"{channel.size} channels; a volume has one, so vemray runs networks of one channel.")
+    steps, jointly = before(image, new)
+    own = root.get("config").get("vemray") if isinstance(root.get("config").value, dict) else At(package, "config.vemray", None)
+    if own and not isinstance(own.value, dict):
+        raise own.error("must be a mapping.")
+    return Description(package, root, (0, 5 if new else 4), image, scores, weights, steps, jointly, after(scores, new), own)
+
+
+@dataclass
+class Tensors:
+    """Of a network of several images, whose test tensors can be compared: each input with its steps and whether statistics are of all samples, each
+    output with its steps."""
+
+    root: At
+    inputs: list[tuple[Tensor, Steps, bool]]
+    outputs: list[tuple[Tensor, list[str | list[Step]]]]
+    weights: dict[str, At]
+
+
+def describe_several(path: str | Path) -> Tensors | None:
+    """None for a network of one image in and one out: `describe` knows more of that."""
+    _, root, new, inputs, outputs, weights = _opened(path)
+    if len(inputs) == len(outputs) == 1:
+        return None
+    read = _tensor_05 if new else _tensor_04
+    images = [read(root, "inputs", inputs, i) for i in range(len(inputs))]
+    scores = [read(root, "outputs", outputs, i) for i in range(len(outputs))]
+    return Tensors(root, [(t, *before(t, new)) for t in images], [(t, after(t, new)) for t in scores], weights)
+
+
+def _opened(path: str | Path) -> tuple[Package, At, bool, list[str], list[str], dict[str, At]]:
+    """The package, its description, whether that is 0.5, names of inputs and outputs, and weights that can be run."""
     package = Package(Path(path))
     root = package.tree()
     if root["type"].text() != "model":
@@ -133,20 +177,11 @@ def describe(path: str | Path) -> Description:
     if len(set(ids)) != len(ids):
         raise root["outputs"].error(f"the tensors ({', '.join(ids)}) must have different names.")
     weights = _weights(root["weights"])
-    for what in ("inputs", "outputs"):
-        if len(root[what].items()) != 1:
-            raise root[what].error(f"{len(root[what].items())} tensors; vemray runs networks of one image in and one out.")
-    read = _tensor_05 if new else _tensor_04
-    image, scores = read(root, "inputs", ids[0]), read(root, "outputs", ids[1])
-    _same_size(image, scores, new)
-    channel = image.axis("c")
-    if channel and channel.size != 1:
-        raise channel.at.error(f"{channel.size} channels; a volume has one, so vemray runs networks of one channel.")
-    steps, jointly = before(image, new)
-    own = root.get("config").get("vemray") if isinstance(root.get("config").value, dict) else At(package, "config.vemray", None)
-    if own and not isinstance(own.value, dict):
-        raise own.error("must be a mapping.")
-    return Description(package, root, (0, 5 if new else 4), image, scores, weights, steps, jointly, after(scores, new), own)
+    n = len(root["inputs"].items())
+    for what, names in (("inputs", ids[:n]), ("outputs", ids[n:])):
+        if not names:
+            raise root[what].error("names no tensor.")
+    return package, root, new, ids[:n], ids[n:], weights
 
 
 # weights ----------------------------------------------------------------------------------------------------------------
@@ -202,8 +237,8 @@ def _state_dict(at: At) -> ModelError:
 # tensors ----------------------------------------------------------------------------------------------------------------
 
 
-def _tensor_05(root: At, what: str, name: str) -> Tensor:
-    at = root[what].items()[0]
+def _tensor_05(root: At, what: str, names: list[str], i: int = 0) -> Tensor:
+    at, name = root[what].items()[i], names[i]
     axes = []
     for a in at["axes"].items():
         kind = a["type"].text()
@@ -246,8 +281,8 @@ def _space(a: At) -> Axis:
     return axis
 
 
-def _tensor_04(root: At, what: str, name: str) -> Tensor:
-    at = root[what].items()[0]
+def _tensor_04(root: At, what: str, names: list[str], number: int = 0) -> Tensor:
+    at, name = root[what].items()[number], names[number]
     order, shape, axes = at["axes"].text(), at["shape"], []
     if bad := [k for k in order if k not in "bczyx"]:
         raise at["axes"].error(f"the axis '{bad[0]}' is not read: b, c, z, y and x are.")
@@ -284,9 +319,9 @@ def _tensor_04(root: At, what: str, name: str) -> Tensor:
     _fitting(at, axes)
     r = at.get("data_range")
     tests = root["test_inputs" if what == "inputs" else "test_outputs"].items()
-    if not tests:
+    if len(tests) <= number:
         raise root["test_inputs" if what == "inputs" else "test_outputs"].error("names no file.")
-    test = At(at.package, tests[0].key, {"source": tests[0].value})
+    test = At(at.package, tests[number].key, {"source": tests[number].value})
     steps = at.get("preprocessing" if what == "inputs" else "postprocessing")
     ends = [v.number() if v else s * math.inf for s, v in zip((-1, 1), r.items())] if r else None
     return Tensor(name, at, axes, steps.items() if steps else [], test, ends)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import uuid
 import warnings
@@ -20,7 +21,7 @@ import pydantic
 
 from vemray.errors import MissingExtra, ModelError
 from vemray.models import onnx_file
-from vemray.models.facts import Facts, Normalisation, parse
+from vemray.models.facts import Facts, Normalisation, beside, parse
 from vemray.models.native import members
 from vemray.models.onnx_file import OnnxModel, shape_of, shown_as
 
@@ -31,6 +32,8 @@ REGRESSION = "Regression"
 JSON_BYTES = 1 << 20
 #: metres; a pixel of 1 stands for one that is not known, and no microscope's is as large as this
 LARGEST_PIXEL = 1e-3
+#: values of the largest tile that is shown to a network to see what it gives
+LARGEST_TRIED = 1 << 26
 #: edge of the tile that is written: at least this, and large against the halo
 EDGE = {2: 1024, 3: 128}
 
@@ -85,21 +88,11 @@ def _opened(path: Path) -> tuple[Facts, bytes, list[str]]:
     stored = next((p.value.encode() for p in proto.metadata_props if p.key == "vemray"), None)
     known = parse(stored, path).model_dump(mode="json") if stored is not None else _told(about, proto, path, remarks)
     sidecar = path.with_name(path.name + ".json")
-    given = _given(sidecar) if sidecar.exists() else {}
+    given = beside(sidecar) if sidecar.exists() else {}
     merged, where = {**known, **given}, sidecar if given else path
     if "activation" not in merged:
         merged["activation"] = _activation(data, parse(json.dumps({**merged, "activation": "none"}).encode(), where), proto, path, remarks)
     return _with_graph(parse(json.dumps(merged).encode(), where), proto, path), data, remarks
-
-
-def _given(sidecar: Path) -> dict:
-    try:
-        given = json.loads(sidecar.read_bytes())
-    except ValueError as e:
-        raise ModelError(f"{sidecar} is no JSON: {e}.") from None
-    if not isinstance(given, dict):
-        raise ModelError(f'{sidecar} must hold facts of the model by name, such as {{"voxel_nm": [8, 8, 8]}}.')
-    return given
 
 
 def _description(data: bytes, path: Path) -> Description:
@@ -184,6 +177,11 @@ def _activation(data: bytes, facts: Facts, proto, path: Path, remarks: list[str]
     if last in ("Softmax", "Sigmoid", "HardSigmoid"):
         return "none"
     shape = (shape_of(onnx_file.the_input(proto, path))[0] or 1, facts.channels, *facts.window)
+    if math.prod(shape) > LARGEST_TRIED:
+        size = " x ".join(map(str, facts.window))
+        raise ModelError(
+            f"{path}: a tile of {size} is too large to be tried. Say in the sidecar what comes out of the network, 'activation', or give a smaller 'window'."
+        )
     scores = CzannModel(facts, data, path=path).predict(np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape))
     if scores.min() > -1e-3 and np.abs(scores.sum(axis=1) - 1).max() < 1e-3:
         return "none"

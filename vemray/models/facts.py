@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,3 +155,21 @@ def parse(data: bytes, path: Path | str) -> Facts:
     if facts.format > FORMAT:
         raise ModelError(f"{path} was written by a newer vemray (format {facts.format}; this one reads up to {FORMAT}).")
     return facts
+
+
+def contents(sidecar: Path) -> bytes:
+    try:
+        return sidecar.read_bytes()
+    except OSError as e:
+        raise ModelError(f"{sidecar} cannot be read: {e.strerror}.") from None
+
+
+def beside(sidecar: Path) -> dict[str, Any]:
+    """The facts that a sidecar gives, some or all of them. ModelError for what is no JSON mapping."""
+    try:
+        given = json.loads(contents(sidecar))
+    except (ValueError, RecursionError) as e:
+        raise ModelError(f"{sidecar} is no JSON: {e}.") from None
+    if not isinstance(given, dict):
+        raise ModelError(f'{sidecar} must hold facts of the model by name, such as {{"voxel_nm": [8, 8, 8]}}.')
+    return given

@@ -12,6 +12,7 @@ are run by several engines, also has `parts(path)` and `engine(path)`."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -84,14 +85,26 @@ def stamp(path: str | Path) -> tuple:
     """Changes when a file of the model does. ModelError where there is none."""
     if str(path).startswith(entry.PREFIX):
         return entry.stamp(str(path))
+    package = os.path.isdir(path) or str(path).endswith((".yaml", ".yml"))
     try:
-        found = [path, *(e.path for e in os.scandir(path) if e.is_file())] if os.path.isdir(path) else [path]
-        if str(path).endswith((".yaml", ".yml")):
-            found = [e.path for e in os.scandir(os.path.dirname(path) or ".") if e.is_file()]
+        found = [str(path)]
+        if package:
+            folder = str(path) if os.path.isdir(path) else os.path.dirname(path) or "."
+            found += [e.path for e in os.scandir(folder) if e.is_file()]
         stats = [os.stat(p) for p in [*found, *[s for s in (f"{path}.json",) if os.path.exists(s)]]]
     except OSError:
         raise ModelError(f"there is no model '{path}'. A path in a recipe starts from the recipe's folder.") from None
-    return tuple(sorted((s.st_size, s.st_mtime_ns) for s in stats))
+    top = tuple(sorted((s.st_size, s.st_mtime_ns) for s in stats))
+    return (*top, *[(s.st_size, s.st_mtime_ns) for s in map(os.stat, filter(os.path.isfile, _named(str(path), top)))]) if package else top
+
+
+@functools.lru_cache(maxsize=16)
+def _named(path: str, top: tuple) -> tuple[str, ...]:
+    """Files that a package names, which may lie in folders of it; none where it cannot be read, or they are not there."""
+    try:
+        return tuple(p for p in parts(path) if os.path.isfile(p))
+    except ModelError:
+        return ()
 
 
 def save_native(path: str | Path, module, facts: Facts) -> None:

@@ -197,6 +197,8 @@ class InferTiles(Inference, Filter):
         if image and (self.groups or self.show == "classes"):
             raise RecipeError(f"{self.named} gives an image, not classes: leave '{'groups' if self.groups else 'show'}' out.")
         if self.show == "classes":
+            if self.classes is not None or self.groups:
+                raise RecipeError(f"show: classes gives the likeliest of all: leave '{'groups' if self.groups else 'classes'}' out.")
             return {"classes": list(range(len(known)))}
         usual = known if image else known[self.about.background :] or known
         out = {name: [name] for name in (self.classes if self.classes is not None else usual)}

@@ -30,6 +30,8 @@ BATCH_BYTES = {"cpu": 144 << 20, "cuda": 2 << 30}
 AHEAD = {"cpu": 0, "cuda": 1}
 #: default tiles are at most about this long, and multiples of the usual chunk
 MOST_EDGE, EDGE_UNIT = {2: 1024, 3: 96}, {2: 64, 3: 32}
+#: a probability may lie so far outside of 0..1, as those of networks do that are not made to stay within; it is clipped then
+PLAUSIBLE = 0.5
 #: a block of a 2D network is at least this thick
 THICK = 32
 
@@ -155,9 +157,17 @@ class Member:
             turned = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 1, 0)}[axis]
             raise ModelError(
                 f"the model {self.path} was trained on voxels of {trained} nm (z, y, x), the volume has "
-                f"{Spacing(*[image.spacing.zyx[i] for i in turned])}.{along} "
-                "Use a pyramid level or a model that fits, or ignore_voxel_size: true."
+                f"{Spacing(*[image.spacing.zyx[i] for i in turned])}.{along} {self._way_out(image, seen)}, or ignore_voxel_size: true."
             )
+
+    def _way_out(self, image: ArraySpec, seen: slice) -> str:
+        """What to do with voxels of another size."""
+        if all(x < 1.05 * m for m, x in zip(self.about.voxel_nm[seen], image.spacing.zyx[seen])):
+            return (
+                "Use a level of its pyramid with such voxels (inputs: {of: ..., level: ...}) or 'downsample' it, and bring the result back with "
+                "'upsample'; or use a model that fits"
+            )
+        return "Use a model that fits"
 
     def _check_views(self, any_voxels: bool) -> None:
         a = self.about
@@ -279,13 +289,33 @@ class Member:
                     origin = [a.window[0] for a in t]
                     if dims == 2:
                         s, origin[0] = s[:, None], t[0].core[0]
-                    found = picked(s[(slice(None), *part.shift(tuple(-o for o in origin)).slices)], layers)
+                    s = s[(slice(None), *part.shift(tuple(-o for o in origin)).slices)]
+                    self._check_scores(s, part, image, mask, site)
+                    found = picked(s, layers)
                     if sink is None:
                         yield part, found
                     else:
                         sink.add(found, self._weights(t, part, site.shape), part.within(box).slices)
             if sink is not None:
                 yield box, sink.mean()
+
+    def _check_scores(self, scores: np.ndarray, part: Box, image: np.ndarray, mask: np.ndarray | None, site: Site) -> None:
+        """ModelError for what is no probability, or no number, where it is wanted."""
+        low, high = (-PLAUSIBLE, 1 + PLAUSIBLE) if self.about.gives == "probabilities" else (-np.inf, np.inf)
+        if low < scores.min() and scores.max() < high:  # false for NaN
+            return
+        bad = ~((low < scores) & (scores < high))
+        if mask is not None:
+            bad &= mask[part.within(site.read).slices]
+        if not bad.any():
+            return
+        if not np.isfinite(scores[bad]).all():
+            source = "the image holds such values" if not np.isfinite(image).all() else "look at its weights and its normalisation"
+            raise ModelError(f"{self.path}: the network gives NaN or infinity: {source}.")
+        raise ModelError(
+            f"{self.path}: the network gives values from {scores.min():.3g} to {scores.max():.3g}, which are no probabilities. Say in its "
+            "facts what makes them such: activation: softmax or sigmoid."
+        )
 
     def constants(self, histogram: dict | None, dtype):
         return self.about.normalisation.constants(histogram, dtype)

@@ -167,9 +167,20 @@ def members(path: Path, wanted: tuple[str, ...], most: int = MAX_BYTES) -> dict[
                 raise ModelError(f"{path}: {' and '.join(wanted)} would unpack to more than {most / 1e6:,.0f} MB: refused.")
             if any(i.file_size > max(BOMB_BYTES, BOMB_RATIO * i.compress_size) for i in map(found.get, wanted)):
                 raise ModelError(f"{path} would unpack to more than {BOMB_RATIO} times its size, which no weights do: refused.")
-            return {w: z.read(w) for w in wanted}
+            return {w: unpacked(z, found[w], path) for w in wanted}
     except BROKEN as e:
         raise ModelError(f"{path} cannot be read as a model: {e}. The file may be truncated.") from None
+
+
+def unpacked(z: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str | Path) -> bytes:
+    """A member, no further than its declared size: a directory may lie about it, and zipfile then unpacks all there is. Methods that it cannot stop
+    within are refused."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ModelError(
+            f"{path}: '{entry.filename}' is packed with method {entry.compress_type}; only deflate is unpacked. Pack it again with that."
+        )
+    with z.open(entry) as f:
+        return f.read(entry.file_size)
 
 
 def weights(data: bytes, shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, np.ndarray]:
@@ -178,6 +189,8 @@ def weights(data: bytes, shapes: dict[str, tuple[int, ...]], path: Path) -> dict
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             names = {n.removesuffix(".npy") for n in z.namelist()}
+            if any(i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for i in z.infolist()):
+                raise ModelError(f"{path}: its weights are packed in a way that is not unpacked; numpy.savez and savez_compressed are.")
             if names != set(shapes):
                 odd = min(names ^ set(shapes))
                 raise ModelError(f"{path}: weights and network do not fit: '{odd}' is not in the {'file' if odd in shapes else 'network'}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vemray.errors import MissingExtra, ModelError
-from vemray.models.facts import Facts, parse
+from vemray.models.facts import Facts, contents, parse
 from vemray.models.model import Model, activated
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
@@ -53,6 +53,8 @@ class OnnxModel(Model):
             raise ModelError(f"{self.path}: the network cannot take a batch of {batch.shape}: {str(e).splitlines()[0]}") from None
         if y.ndim != batch.ndim or y.shape[2:] != batch.shape[2:]:
             raise ModelError(f"{self.path}: the network turns {batch.shape} into {y.shape}; its output must have the input's size.")
+        if y.dtype.kind not in "fb":
+            raise ModelError(f"{self.path}: the network gives whole numbers ({y.dtype}), not a score for each class.")
         self.check_output(y, self.path)
         return activated(y, self.facts.activation)
 
@@ -102,7 +104,7 @@ def read_facts(path: Path) -> Facts:
     sidecar = path.with_name(path.name + ".json")
     stored = next((p.value.encode() for p in proto.metadata_props if p.key == "vemray"), None)
     if sidecar.exists():
-        facts = parse(sidecar.read_bytes(), sidecar)
+        facts = parse(contents(sidecar), sidecar)
     elif stored is not None:
         facts = parse(stored, path)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vemray.errors import ModelError, nearest
-from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
+from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN, unpacked
 
 #: no member may be larger, unpacked; a YAML file that is, is none, nor one of more values once its aliases are followed
 MAX_BYTES, MAX_YAML, MAX_VALUES = 2 << 30, 1 << 20, 1 << 20
@@ -25,6 +25,10 @@ class Package:
     """The files by name. `path` is what errors call it."""
 
     def __init__(self, path: Path):
+        if not path.exists():
+            raise ModelError(f"there is no model '{path}'.")
+        if not path.is_dir() and path.suffix not in SUFFIXES:
+            raise ModelError(f"{path} is no BioImage.IO package: that is a folder, its .yaml or a .zip.")
         self.path, self.zip = path, not path.is_dir() and path.suffix == ".zip"
         if self.zip:
             self._sizes = self._listed()
@@ -89,7 +93,7 @@ class Package:
             if not self.zip:
                 return file.read_bytes()
             with zipfile.ZipFile(self.path) as z:
-                return z.read(name)
+                return unpacked(z, z.getinfo(name), self.where)
         except (*BROKEN, KeyError) as e:
             raise ModelError(f"{self.where}: '{name}' cannot be read: {e}. The file may be truncated.") from None
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from vemray.errors import MissingExtra, ModelError
-from vemray.models.facts import Facts, parse
+from vemray.models.facts import Facts, contents, parse
 from vemray.models.model import Model, activated
-from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN
+from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN, unpacked
 
 MAX_BYTES = 4 << 30
 #: what TorchScript has to reach files, other processes and libraries, and what runs while an archive is loaded
@@ -43,7 +43,7 @@ def archive(data: bytes, path: str | Path) -> bytes:
             out = io.BytesIO()
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as clean:
                 for entry in entries:
-                    member = z.read(entry)
+                    member = unpacked(z, entry, path)
                     if entry.filename.endswith((".py", ".pkl")) and (found := _REACHES.search(member)):
                         raise ModelError(f"{path}: its code ({entry.filename}) uses '{found[1].decode()}', which can reach beyond tensors: refused.")
                     clean.writestr(zipfile.ZipInfo(entry.filename, (2020, 1, 1, 0, 0, 0)), member)
@@ -91,6 +91,10 @@ class Script:
             raise ModelError(f"{path}: its code uses '{odd}', which can reach beyond tensors: refused.")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.all(x)[0]
+
+    def all(self, *xs: np.ndarray) -> list[np.ndarray]:
+        """Every result, in order, for one image or several."""
         import torch
 
         threads = torch.get_num_threads()
@@ -98,17 +102,23 @@ class Script:
             if threads != 1:
                 torch.set_num_threads(1)
             with torch.inference_mode(), torch.jit.optimized_execution(False):
-                y = self.module.forward(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device))
-                y = y[0] if isinstance(y, tuple | list) and len(y) else y
-                if not isinstance(y, torch.Tensor):
-                    raise ModelError(f"{self.path}: the network gives a {type(y).__name__}, not a tensor.")
-                return y.float().cpu().numpy()
+                y = self.module.forward(*[torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device) for x in xs])
+                return [self._array(one) for one in (y if isinstance(y, tuple | list) and len(y) else [y])]
         except RuntimeError as e:
             last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
-            raise ModelError(f"{self.path}: the network cannot take a batch of {x.shape}: {last}") from e
+            raise ModelError(f"{self.path}: the network cannot take a batch of {', '.join(str(x.shape) for x in xs)}: {last}") from e
         finally:
             if threads != 1:
                 torch.set_num_threads(threads)
+
+    def _array(self, y) -> np.ndarray:
+        import torch
+
+        if not isinstance(y, torch.Tensor):
+            raise ModelError(f"{self.path}: the network gives a {type(y).__name__}, not a tensor.")
+        if not (y.is_floating_point() or y.dtype == torch.bool):
+            raise ModelError(f"{self.path}: the network gives whole numbers ({str(y.dtype).removeprefix('torch.')}), not a score for each class.")
+        return y.float().cpu().numpy()
 
 
 class TorchScriptModel(Model):
@@ -132,7 +142,7 @@ def read_facts(path: Path) -> Facts:
             f"{path} does not say what vemray must know: classes, voxel size, normalisation, stride, halo, activation. Write it into {sidecar.name}, "
             'for example {"classes": ["background", "mitochondria"], "voxel_nm": [8, 8, 8], "stride": 16, "halo": 96, "activation": "softmax"}.'
         )
-    return parse(sidecar.read_bytes(), sidecar)
+    return parse(contents(sidecar), sidecar)
 
 
 def read(path: Path, device: str) -> TorchScriptModel:

@@ -31,6 +31,7 @@ class Node:
     outputs: dict[str, Any]
     key: str
     step: str  # the recipe's step it came from
+    files: tuple[str, ...] = ()  # hashes of the operator's files
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,16 @@ def resolve(recipe: Recipe, sources: Mapping[str, Source | TableSource]) -> Grap
         except RecipeError as e:
             raise RecipeError(f"{where}{e}") from None
         ports = ports_of(op, inputs)
+        hashes = [file_hash(f) for f in op.files()]
         key = digest(
             op.name,
             op.version,
             parameters_for_key(op),
-            [file_hash(f) for f in op.files()],
+            hashes,
             op.facts(),
             {p: _grid_key(specs[r]) if ports[p].grid_only else [r.partition(".")[2], keys[r]] for p, r in inputs.items()},
         )
-        nodes[name] = Node(name, op, dict(inputs), outputs, key, step)
+        nodes[name] = Node(name, op, dict(inputs), outputs, key, step, tuple(hashes))
         for out, spec in outputs.items():
             specs[out], keys[out] = spec, key
 

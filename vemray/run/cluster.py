@@ -3,13 +3,14 @@ infrastructure only. Partials stay in Ray's object store; the driver sees block 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 import ray
@@ -22,8 +23,14 @@ from vemray.store import access
 
 #: a lost worker or an unreachable store is tried again this often; an operator's own error never
 RETRIES = 5
+#: a block is left out when so many actors have died of it, the last of them with nothing else in hand
+DEATHS = 3
 #: seconds after which the user is told that no actor has started yet
 PATIENCE = 30
+
+
+class _Died(StorageError):
+    """A process was lost, and not only what it did."""
 
 
 def _run(work, index, s3):
@@ -84,12 +91,15 @@ class TaskPool:
         ready, _ = ray.wait(list(self.pending), num_returns=len(self.pending), timeout=0)
         out = []
         for ref in ready:
-            index, bundle = self.pending.pop(ref)
-            try:
-                out.append((index, _get(ref), bundle))
-            except BlockError as e:
-                out.append((index, e, None))
+            if one := self._ended(ref, *self.pending.pop(ref)):
+                out.append(one)
         return out
+
+    def _ended(self, ref, index: int, bundle) -> tuple[int, Any, Any] | None:
+        try:
+            return index, _get(ref), bundle
+        except BlockError as e:
+            return index, e, None
 
     def close(self, cancel: bool = False) -> None:
         if cancel:
@@ -100,7 +110,8 @@ class TaskPool:
 
 class ActorPool(TaskPool):
     """One actor a GPU, or one a CPU worker where there is none, but no more than the nodes can hold. Blocks wait here and go to actors that
-    have answered: one that finds no place holds up nothing."""
+    have answered: one that finds no place holds up nothing. One that dies is replaced, and each block that it held goes to an actor that holds nothing
+    else; what then takes actors down is a block that fails, and the others go on."""
 
     def __init__(self, runner: RayRunner, work, memory_bytes: int):
         self.pending = {}
@@ -109,16 +120,17 @@ class ActorPool(TaskPool):
         nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
         places = sum(min(int(have.get(r, 0) // n) for r, n in need.items()) for have in nodes)
         cls = ray.remote(_Holder).options(
-            num_cpus=1, num_gpus=int(gpus > 0), memory=memory_bytes, max_concurrency=ACTOR_BLOCKS, max_restarts=RETRIES, max_task_retries=RETRIES
+            num_cpus=1, num_gpus=int(gpus > 0), memory=memory_bytes, max_concurrency=ACTOR_BLOCKS, max_restarts=0, max_task_retries=RETRIES
         )  # fmt: skip
-        view = _view_of(work)
-        self.actors = [
-            cls.remote(work, view) for _ in range(max(1, min(gpus or runner.workers, places)))
-        ]  # by value: one that restarts needs it again
+        self.stage, view = work.stage, _view_of(work)
+        self.new = functools.partial(cls.remote, work, view)
+        self.actors = [self.new() for _ in range(max(1, min(gpus or runner.workers, places)))]
+        self.stillborn = 0
+        self.deaths: Counter[int] = Counter()  # of actors that held the block
         self.asked = {a.answer.remote(): i for i, a in enumerate(self.actors)}
         self.load: dict[int, int] = {}  # of actors that have answered
         self.queue: deque[int] = deque()
-        self.where: dict[Any, int] = {}
+        self.where: dict[Any, tuple[int, Any, int]] = {}  # place, actor, load
         self.began = time.time()
 
     @property
@@ -133,16 +145,46 @@ class ActorPool(TaskPool):
         if self.asked:
             answered, _ = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)
             for ref in answered:
-                _get(ref)
-                self.load[self.asked.pop(ref)] = 0
+                place = self.asked.pop(ref)
+                try:
+                    _get(ref)
+                    self.load[place] = 0
+                except _Died:
+                    self.stillborn += 1
+                    if self.stillborn > RETRIES:
+                        raise
+                    self._replace(place)
         while self.queue and self.load:
             i = min(self.load, key=self.load.__getitem__)
-            if self.load[i] >= ACTOR_BLOCKS:
+            weight = ACTOR_BLOCKS if self.queue[0] in self.deaths else 1
+            if self.load[i] + weight > ACTOR_BLOCKS:
                 break
             bundle, stats = self.actors[i].run.options(num_returns=2, retry_exceptions=[StorageError]).remote(self.queue[0])
-            self.load[i] += 1
-            self.where[stats] = i
+            self.load[i] += weight
+            self.where[stats] = (i, self.actors[i], weight)
             self.pending[stats] = (self.queue.popleft(), bundle)
+
+    def _replace(self, place: int) -> None:
+        ray.kill(self.actors[place])
+        self.load.pop(place, None)
+        self.actors[place] = self.new()
+        self.asked[self.actors[place].answer.remote()] = place
+
+    def _ended(self, ref, index: int, bundle):
+        place, actor, weight = self.where.pop(ref)
+        if self.actors[place] is actor:
+            self.load[place] -= weight
+        try:
+            return super()._ended(ref, index, bundle)
+        except _Died as e:
+            if self.actors[place] is actor:
+                self._replace(place)
+            self.deaths[index] += 1
+            if self.deaths[index] >= DEATHS:
+                return index, BlockError(f"stage '{self.stage}', block {index}: {self.deaths[index]} workers died of it. {e}"), None
+            self.notice = "a worker that held the model died and was replaced; its blocks are done again, one by one"
+            self.queue.append(index)
+            return None
 
     def wait(self):
         if not self.pending:
@@ -151,10 +193,7 @@ class ActorPool(TaskPool):
             if not self.load and time.time() - self.began > PATIENCE:
                 self.notice, self.began = "no worker has room for the model yet; waiting for the cluster", float("inf")
             return []
-        before = set(self.pending)
         out = super().wait()
-        for ref in before - set(self.pending):
-            self.load[self.where.pop(ref)] -= 1
         self._hand_out()
         return out
 
@@ -236,9 +275,9 @@ def _get(ref: Any) -> Any:
             raise cause from None
         raise BlockError(str(cause or e)) from e
     except (WorkerCrashedError, ActorDiedError, ActorUnavailableError) as e:
-        raise StorageError(f"workers kept dying ({RETRIES} times on one block); the machine may be out of memory. {type(e).__name__}") from e
+        raise _Died(f"workers kept dying ({RETRIES} times on one block); the machine may be out of memory. {type(e).__name__}") from e
     except OutOfMemoryError as e:
-        raise StorageError("Ray stopped a worker again and again because the machine ran out of memory. Use fewer workers or smaller blocks.") from e
+        raise _Died("Ray stopped a worker again and again because the machine ran out of memory. Use fewer workers or smaller blocks.") from e
     except RayError as e:
         raise StorageError(
             f"Ray lost what a task was doing ({type(e).__name__}). Look at the cluster, then run again: finished blocks are kept."

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from vemray.errors import BlockError, StorageError, VemrayError, VolumeError
+from vemray.errors import BlockError, ModelError, StorageError, VemrayError, VolumeError
 from vemray.geometry import Box, Grid
 from vemray.ops.base import Measure, Site
 from vemray.ops.faces import Surface
-from vemray.plan.graph import Node, _call_specs, arguments
+from vemray.plan.graph import Node, _call_specs, arguments, file_hash
 from vemray.plan.grids import grid_spec, other_boxes, read_inputs
 from vemray.run.numbering import NumberingFile
 from vemray.run.threads import keep_freed_memory
@@ -255,9 +255,23 @@ class ModelWork(MapWork):
     def compute(self, block: InHand) -> None:
         with self._timed(block, "compute"):
             out = self.target.op(*block.args, site=block.site)
+            self._as_planned()
             out = out if isinstance(out, dict) else {"": out}
             block.out = {f"{self.target.name}.{k}" if k else self.target.name: cropped(v, block.site) for k, v in out.items()}
             block.args = None
+
+    def _as_planned(self) -> None:
+        """BlockError where a file of the model is another than the run was planned with: looked at after each block, read again where it was
+        touched, so that no block of another network is kept."""
+        files = self.target.op.files()
+        stamp = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in map(os.stat, files)]
+        if self._loaded.get("stamp") == stamp:
+            return
+        hashes = tuple(map(file_hash, files))
+        if hashes != self.target.files:  # or there is a sidecar more
+            changed = next((f for f, h in zip(files, hashes) if h not in self.target.files), files[0])
+            raise ModelError(f"{changed} was changed while the run used it. Run the same again: this step is then done with the file as it is.")
+        self._loaded["stamp"] = stamp
 
     def store(self, block: InHand) -> tuple[Bundle | None, Stats]:
         with self._timed(block, "write"):
