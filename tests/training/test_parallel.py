@@ -3,6 +3,7 @@
 On CPUs batch normalisation is each worker's own: gradients are compared with networks that have none. The loss is taken over the whole batch, so that
 soft Dice and the mean over what is annotated need no allowance."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ pytest.importorskip("monai")
 import torch
 
 from tests.training.test_recipe import volume
-from tests.training.test_train import DISCS, dice, discs, half_painted
+from tests.training.test_train import DISCS, discs, half_painted
 from vemray.errors import InputError
 from vemray.models.files import load, load_facts
 from vemray.training import parallel
@@ -147,8 +148,10 @@ def folder(tmp_path_factory):
 
 def kill_one():
     """kill -9 of a process that trains: one of those that this process has started."""
-    found = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    found[0].kill()
+    for p in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # of one that is gone
+            if "RayTrainWorker" in " ".join(p.cmdline()):
+                return p.kill()
 
 
 def test_a_training_that_outlives_its_workers(folder, ray_of_two, capfd):
@@ -159,7 +162,7 @@ def test_a_training_that_outlives_its_workers(folder, ray_of_two, capfd):
     image, truth = discs(9, 1)
     p = load(calm.path).predict((np.clip(image, 0, 1) * 255).astype(np.uint8)[None].astype(np.float32) / 255)[0, 1]
     assert calm.best > 0.85 and p.shape == truth[0].shape and calm.examples
-    assert load_facts(calm.path).training["settings"]["workers"] == 2
+    assert load_facts(calm.path).training["settings"]["workers"] == 2 and not capfd.readouterr().out
 
     killed, seen = [], []
 
@@ -175,4 +178,15 @@ def test_a_training_that_outlives_its_workers(folder, ray_of_two, capfd):
     assert (folder / "killed.vemray").read_bytes() == (folder / "calm.vemray").read_bytes()
     assert [{**h, "seconds": 0} for h in again.history] == [{**h, "seconds": 0} for h in calm.history]
     assert json.loads((folder / "killed.vemray.json").read_text())["history"] and not list(folder.glob("*.checkpoint"))
-    assert not capfd.readouterr().out
+
+
+def refuses(task, progress, group):
+    group.agreed("both are there")
+    if group.rank == 1:
+        raise InputError("it cannot be")
+    group.agreed("and one waits for the other")
+
+
+def test_what_is_no_fault_of_a_worker_is_said_at_once(ray_of_two):
+    with pytest.raises(InputError, match="it cannot be"):
+        parallel.run(refuses, None, 2, 1, "cpu", [], lambda e: None)

@@ -11,10 +11,11 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vemray.errors import InputError, StorageError, VemrayError
+from vemray.errors import InputError, StorageError
 from vemray.store import access
 
 #: a training whose workers die goes on from its last check this often
@@ -128,12 +129,12 @@ def run(work: Callable[[Any, Callable[[dict], None], Alone], Any], task: Any, wo
                         progress(what)
                     elif kind == "failed":
                         raise what
-                    else:
+                    elif kind == "result":
                         fit.result = (what,)
                 if over:
                     return fit.outcome()
         finally:
-            ray.kill(box)  # ranks that still run stop at the next word they have for it
+            ray.kill(box)  # ranks that still run stop at the next word they have for it, and are not started again
 
 
 class _Fit(threading.Thread):
@@ -143,7 +144,7 @@ class _Fit(threading.Thread):
         super().__init__(daemon=True)
         self.config, self.workers, self.threads, self.gpu, self.folder = config, workers, threads, gpu, folder
         self.result: tuple = ()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -158,7 +159,7 @@ class _Fit(threading.Thread):
                 scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=self.gpu, resources_per_worker=each),
                 run_config=RunConfig(storage_path=self.folder, failure_config=FailureConfig(max_failures=FAILURES)),
             ).fit()
-        except Exception as e:
+        except (Exception, SystemExit) as e:  # SystemExit: Ray was shut down under it
             self.error = e
 
     def outcome(self) -> Any:
@@ -187,10 +188,15 @@ class _Box:
 def _rank(config: dict) -> None:
     """A worker's share."""
     import ray
+    from ray.exceptions import RayError
     from ray.train import get_context
 
-    rank, of = get_context().get_world_rank(), get_context().get_world_size()
-    say = lambda kind, what: ray.get(config["box"].put.remote(kind, what))  # noqa: E731  heard before it goes on
+    rank, of, box = get_context().get_world_rank(), get_context().get_world_size(), config["box"]
+    say = lambda kind, what: ray.get(box.put.remote(kind, what))  # noqa: E731  heard before it goes on
+    try:
+        say("rank", rank)
+    except RayError:  # the driver has given up, and this is what Ray Train has started again
+        return
     with contextlib.suppress(OSError):
         os.chdir(config["folder"])  # addresses may be relative to it; Ray Train has left it
     try:
@@ -198,12 +204,21 @@ def _rank(config: dict) -> None:
         result = config["work"](
             ray.get(config["task"]), (lambda e: say("event", e)) if rank == 0 else (lambda e: None), Group(rank, of, config["gpu"])
         )
-    except VemrayError as e:
-        if not isinstance(e, StorageError):  # to try again would not help
+    except Exception as e:
+        if not _of_infrastructure(e):  # to try again would not help
+            e.add_note(f"On rank {rank}:\n{traceback.format_exc()}")
             say("failed", e)
         raise
     if rank == 0:
         say("result", result)
+
+
+def _of_infrastructure(e: Exception) -> bool:
+    """Another rank, the driver or the store is gone. gloo says so in a plain RuntimeError."""
+    import torch
+    from ray.exceptions import RayError
+
+    return type(e) is RuntimeError or isinstance(e, (OSError, StorageError, RayError, torch.distributed.DistError))
 
 
 def _with_gpus(have: dict, workers: int, threads: int, device: str) -> bool:
