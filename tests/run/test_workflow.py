@@ -36,7 +36,10 @@ def network(path: Path, volume, truth: np.ndarray, classes, every: int, **settin
 
     planes = {z: truth[z] for z in range(1, len(truth), every)}
     source = painted(volume, planes, normalisation=Normalisation(method="fixed", low=60, high=200))
-    plain = {"turns": {"rotate": 0, "elastic": 0}, "grey": dict.fromkeys(("contrast", "noise", "blur", "defocus", "patches"), 0)}  # few steps are enough then
+    plain = {
+        "turns": {"rotate": 0, "elastic": 0},
+        "grey": dict.fromkeys(("contrast", "noise", "blur", "defocus", "patches"), 0),
+    }  # few steps are enough then
     train([source], Target("classes", tuple(classes)), path, Settings(steps=200, base=8, validation=0.0, **plain, **settings))
     return str(path)
 

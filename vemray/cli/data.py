@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vemray.cli.options import (
+    AddressOption,
     BlockOption,
     Out,
     RunnerOption,
@@ -23,6 +26,7 @@ from vemray.cli.options import (
     triple,
     voxels,
 )
+from vemray.errors import InputError
 
 
 @app.command("import")
@@ -100,6 +104,7 @@ def phantom(
 def train(
     recipe: Annotated[Path, typer.Argument(help="TRAIN.yaml")],
     sets: TrainSets = [],  # noqa: B006
+    address: AddressOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model if it exists.")] = False,
 ) -> None:
     """Train a network from sparse annotation: MODEL.vemray, with a log and a page beside it. The same command goes on with one that was interrupted."""
@@ -107,9 +112,29 @@ def train(
     from vemray.training.recipe import load, run
 
     progress = lambda e: sys.stderr.write("  ".join(f"{k} {v}" for k, v in e.items()) + "\n")  # noqa: E731
-    for result in run(load(recipe, sets), progress, overwrite):
+    loaded = load(recipe, sets)
+    with _ray_for(loaded.settings.workers * loaded.settings.threads if loaded.settings.workers > 1 else 0, address):
+        results = run(loaded, progress, overwrite)
+    for result in results:
         say(str(result))
         say(f"page: {write_training_page(result)}")
+
+
+@contextlib.contextmanager
+def _ray_for(cpus: int, address: str | None) -> Iterator[None]:
+    """Ray on this machine with so many CPUs, or the cluster at `address`; nothing for 0."""
+    if not cpus:
+        if address:
+            raise InputError("--address is for a training on several workers: --set settings.workers=2.")
+        yield
+        return
+    from vemray.run.cluster import RayRunner
+
+    runner = RayRunner(cpus, address)
+    try:
+        yield
+    finally:
+        runner.close()
 
 
 @app.command("check-model")

@@ -31,6 +31,7 @@ BlockOption = Annotated[
 ChunkOption = Annotated[str, typer.Option("--chunk", help="Inner chunk in voxels, Z,Y,X or one number.")]
 MemoryOption = Annotated[float, typer.Option("--memory", help="Most that one task may use, in GB.")]
 WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Ray workers on this machine (default: its cores).")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Address of a Ray cluster; 'auto' finds the one around.")]
 
 
 def a_runner(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vemray.cli.options import (
+    AddressOption,
     BlockOption,
     ChunkOption,
     DatasetOption,
@@ -36,7 +37,7 @@ def run_(
     sets: Sets = [],  # noqa: B006
     runner: RunnerOption = "ray",
     workers: WorkersOption = None,
-    address: Annotated[str | None, typer.Option(help="Address of a Ray cluster; 'auto' finds the one around.")] = None,
+    address: AddressOption = None,
     block: BlockOption = "256",
     chunk: ChunkOption = "64",
     memory: MemoryOption = 2.0,

@@ -46,6 +46,9 @@ class Cached:
         self.blocks: OrderedDict[Int3, np.ndarray] = OrderedDict()
         self.bytes, self.lock = 0, threading.Lock()
 
+    def __reduce__(self):
+        return Cached, (self.volume, self.most)
+
     def _block(self, c: Int3) -> np.ndarray:
         with self.lock:
             if c in self.blocks:

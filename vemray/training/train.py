@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass as strict
 
 from vemray.errors import InputError, MissingExtra, ModelError
 from vemray.models.files import Facts, save_native
-from vemray.training import split
+from vemray.training import parallel, split
 from vemray.training.augment import Grey, GreyAugmentation
 from vemray.training.crops import Places, Sampler, Shape, Turns, places
 from vemray.training.source import Source
@@ -75,9 +75,35 @@ class Settings:
         int, Field(gt=0, description="threads of the optimiser; part of what makes a training repeatable. More than one is slower on a busy machine")
     ] = 1
     loaders: Annotated[int, Field(gt=0, description="threads that cut crops; they change nothing in the result")] = 1
+    workers: Annotated[
+        int,
+        Field(
+            gt=0, description="data-parallel processes, each with its own GPU where there are GPUs; each cuts and computes its share of each batch"
+        ),
+    ] = 1
     minutes: Annotated[
         float | None, Field(gt=0, description="stop then, the learning rate having fallen by then; such a training does not repeat")
     ] = None
+
+
+@dataclass
+class Task:
+    """What is to be trained, as it is known before the first step. `found`: where each class is annotated; `key`: what a checkpoint must agree with."""
+
+    settings: Settings
+    sources: list[Source]
+    target: Target
+    out: str
+    found: list[Places | None]
+    shape: Shape
+    held_back: bool
+    fold: tuple[int, int] | None
+    key: str
+    started: float
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(f"{self.out}.checkpoint")
 
 
 @dataclass
@@ -107,67 +133,89 @@ def train(
     """Train a network that gives `target` on `sources` and write it to `out` (.vemray) with a log beside it (.json).
 
     A training that was interrupted goes on from its last check (`out`.checkpoint) and ends as it would have. `fold` (i, n): keep the i-th of n parts of
-    each volume for validation. InputError for a class that is annotated nowhere."""
+    each volume for validation. With `settings.workers` it runs in the Ray that this process is connected to, or in one of its own. InputError for a class
+    that is annotated nowhere."""
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra("torch", "train", "Training")
     settings = settings or Settings()
-    start, k = time.time(), len(target.names)
+    task = prepared(sources, target, out, settings, fold)
+    if overwrite:
+        task.checkpoint.unlink(missing_ok=True)
+    if settings.workers == 1:
+        result = work(task, progress)
+    else:
+        _checkpoint(task)  # one that does not fit is refused here
+        far = dataclasses.replace(task, out=os.path.abspath(out))
+        urls = [str(getattr(s.volume, "url", "")) for s in sources]
+        result = parallel.run(work, far, settings.workers, settings.threads, settings.device, urls, progress)
+        result.path = str(out)
+    task.checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def prepared(sources: Sequence[Source], target: Target, out: str | Path, settings: Settings, fold: tuple[int, int] | None = None) -> Task:
+    started = time.time()
+    parallel.share(_batch_size(settings), settings.workers)
     held_back = split.hold_back(sources, target, _indices(target), settings.validation, fold)
     found = places(sources, target, _indices(target), settings.seed)
     _check_annotated(sources, target, found)
-    network = _network(settings, target, sources[0])
-    shape = _crop(settings, sources, _stride(network))
-    run = _Run(settings, network, sources, target, found, shape, held_back)
-    checkpoint = Path(f"{out}.checkpoint")
-    key = _key(settings, sources, target, fold)
-    if overwrite:
-        checkpoint.unlink(missing_ok=True)
-    done = run.resume(checkpoint, key) if checkpoint.exists() else 0
+    shape = _crop(settings, sources, _stride(_network(settings, target, sources[0])))
+    return Task(settings, list(sources), target, str(out), found, shape, held_back, fold, _key(settings, sources, target, fold), started)
+
+
+def work(task: Task, progress: Callable[[dict], None], group: parallel.Alone = parallel.Alone()) -> Trained | None:  # noqa: B008
+    """The steps, or one rank's share of them; rank 0 gives what came of it, but does not remove the checkpoint."""
+    settings, target, out = task.settings, task.target, task.out
+    run = _Run(task, group)
+    done = run.resume()
     if done:
         progress({"resumed": done, "of": settings.steps})
     every = max(1, settings.steps // settings.checks)
     for step, batch in run.batches(done):
         loss = run.step(step, batch)
-        over = settings.minutes is not None and run.seconds >= 60 * settings.minutes
+        over = settings.minutes is not None and run.elapsed >= 60 * settings.minutes
         if step % every == 0 or step == settings.steps or over:
-            event = run.check(step, loss)
-            progress(event)
-            run.save(checkpoint, key, step)
-            if over or (settings.patience and run.worse >= settings.patience):
+            if group.rank == 0:
+                progress(run.check(step, loss))
+                run.save(step)
+            if group.agreed(over or bool(settings.patience and run.worse >= settings.patience)):
                 break
+    if group.rank:
+        return None
     run.best_network()
-    scores, examples = judge(run.predict, sources, run.pieces, target, k, examples=3)
+    scores, examples = judge(run.predict, task.sources, run.pieces, target, len(target.names), examples=3)
     thresholds = dict(zip(target.names, scores.thresholds()))
-    facts = _facts(settings, network, sources, target, run, thresholds, found, held_back, fold)
-    save_native(out, run.network, facts)
+    save_native(out, run.average, _facts(task, run, thresholds))
     unsure = run.unsure()
-    result = Trained(str(out), run.history[-1]["step"], run.seconds, run.best, run.best_step, run.history, thresholds, held_back, examples, unsure)
+    result = Trained(out, run.history[-1]["step"], run.seconds, run.best, run.best_step, run.history, thresholds, task.held_back, examples, unsure)
     log = {
-        "seconds": round(run.seconds, 1), "preparation_s": round(time.time() - start - run.seconds, 1), "history": run.history,
+        "seconds": round(run.seconds, 1), "preparation_s": round(time.time() - task.started - run.seconds, 1), "history": run.history,
         "thresholds": thresholds, "unsure": unsure,
     }  # fmt: skip
     Path(f"{out}.json").write_text(json.dumps(log, indent=1))
-    checkpoint.unlink(missing_ok=True)
     return result
 
 
 class _Run:
     """A network in training and all that changes with it."""
 
-    def __init__(self, settings: Settings, network, sources, target: Target, found: list[Places | None], shape: Shape, held_back: bool):
+    def __init__(self, task: Task, group: parallel.Alone):
         import torch
 
         from vemray.training import losses
 
-        self.settings, self.sources, self.target, self.shape = settings, list(sources), target, shape
-        self.device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        settings, sources, target, found, shape = task.settings, task.sources, task.target, task.found, task.shape
+        self.task, self.group = task, group
+        self.settings, self.sources, self.target, self.shape = settings, sources, target, shape
+        network = _network(settings, target, sources[0])
+        self.device = group.device or (settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(settings.threads)
         torch.use_deterministic_algorithms(True, warn_only=self.device != "cpu")
         self.format = torch.channels_last if shape.dims == 2 else torch.channels_last_3d
         self.network = network.to(self.device).to(memory_format=self.format)
         self.sampler = Sampler(sources, found, shape, settings.turns, settings.seed)
         self.grey = GreyAugmentation(settings.grey, shape.dims == 3 or shape.context > 0)
-        self.batch = settings.batch or (6 if shape.dims == 2 else 1)
+        self.batch = _batch_size(settings)
         self.anywhere = Sampler(sources, [_anywhere(sources, target, settings.seed)], shape, settings.turns, settings.seed + 1)
         weight = None
         if target.exclusive:  # between equal weight a voxel and equal weight a class
@@ -175,14 +223,14 @@ class _Run:
             weight = torch.from_numpy(np.minimum(np.sqrt(n.max() / np.maximum(n, 1)), 12.0).astype(np.float32)).to(self.device)
         self.loss = losses.make(settings.loss, target.exclusive, weight)
         self.plain = losses.make(settings.loss, target.exclusive, None)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
         # the mean of the late weights generalises better than the last ones, and costs nothing (Izmailov et al. 2018)
         self.average = copy.deepcopy(self.network)
-        self.pieces = views(sources, shape.dims, shape.context, _stride(network))
-        self.held_back = held_back
+        self.network, self.forward = group.joined(self.network)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+        self.pieces = views(sources, shape.dims, shape.context, _stride(network)) if group.rank == 0 else []
         self.best, self.best_step, self.best_state, self.worse = -1.0, 0, None, 0
         self.history: list[dict] = []
-        self.before, self.started = 0.0, time.time()
+        self.before, self.started, self.elapsed = 0.0, time.time(), 0.0
         torch.manual_seed(settings.seed)
 
     @property
@@ -208,10 +256,9 @@ class _Run:
                     w.cancel()
 
     def _batch(self, step: int) -> tuple:
-        """images as cut, images as seen, target and what is known of it."""
-        free = self.batch // 2 if self._teaches(step) else 0
-        drawn = [self.sampler.draw(step * self.batch + i) for i in range(self.batch)]
-        drawn += [self.anywhere.draw(step * self.batch + i) for i in range(free)]
+        """images as cut, images as seen, target and what is known of it: this rank's share, every `of`-th."""
+        crops = [(self.sampler if i < self.batch else self.anywhere, step * self.batch + i % self.batch) for i in range(self._rows(step))]
+        drawn = [sampler.draw(number) for sampler, number in crops[self.group.rank :: self.group.of]]
         clean = np.stack([image for image, _, _ in drawn])
         seen = np.stack([self.grey(image, rng) for image, _, rng in drawn])
         labels = [labels for _, labels, _ in drawn]
@@ -220,6 +267,10 @@ class _Run:
         pixel = pixel_nm(self.sources[0], "z", self.shape.dims)
         values, known = zip(*[self.target.values(a, pixel) for a in labels])
         return clean, seen, np.stack(values), np.stack(known)
+
+    def _rows(self, step: int) -> int:
+        """Crops of a step, on all ranks."""
+        return self.batch + (self.batch // 2 if self._teaches(step) else 0)
 
     def _teaches(self, step: int) -> bool:
         return self.settings.self_training > 0 and step > 0.3 * self.settings.steps
@@ -231,6 +282,7 @@ class _Run:
 
         s = self.settings
         clean, seen, target, known = batch
+        self.elapsed = self.seconds if s.minutes is None else self.group.agreed(self.seconds)
         for group in self.optimiser.param_groups:
             group["lr"] = float(s.learning_rate * self._rate(step))
         self.network.train()
@@ -238,20 +290,22 @@ class _Run:
         x = to(seen).contiguous(memory_format=self.format)
         y, mask = to(target), None if known is None else to(known)
         with torch.autocast(self.device, torch.bfloat16, enabled=s.precision == "bf16"):
-            scores = self.network(x)
-        scores = scores.float()
-        loss = self.loss(scores, y, mask)
+            scores = self.forward(x)
+        scores, rows = scores.float(), self._rows(step)
+        loss = self.loss(*self.group.whole(rows, scores, y, mask))
         if self._teaches(step):
-            loss = loss + s.self_training * self._taught(to(clean).contiguous(memory_format=self.format), scores, y, mask)
+            taught = self._taught(to(clean).contiguous(memory_format=self.format), y, mask)
+            loss = loss + s.self_training * self.plain(*self.group.whole(rows, scores, *taught))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self.group.of).backward()  # each rank has its share of the gradient of the whole loss, and of these the mean is taken
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimiser.step()
+        self.group.evened(self.network)
         _follow(self.average, self.network, 0.0 if step < 20 else min(0.98, 0.9 + step / 4000))
         return float(loss.detach())
 
-    def _taught(self, clean, scores, target, known):
-        """What the average network is sure of on the crop as it was cut, the network has to find on what it sees of it (Tarvainen and Valpola 2017,
+    def _taught(self, clean, target, known) -> tuple:
+        """(target, known): what the average network is sure of on the crop as it was cut, the network has to find on what it sees of it (Tarvainen and Valpola 2017,
         Sohn et al. 2020); where nothing is annotated."""
         import torch
 
@@ -262,16 +316,16 @@ class _Run:
         if self.target.exclusive:
             p, likeliest = guess.softmax(1).max(1)
             likeliest[(p < s.sure) | (target >= 0)] = -1
-            return self.plain(scores, likeliest, None)
+            return likeliest, None
         p = guess.sigmoid()
         sure = ((p > s.sure) | (p < 1 - s.sure)) & ~known
-        return self.plain(scores, (p > 0.5).float(), sure)
+        return (p > 0.5).float(), sure
 
     def _rate(self, step: int) -> float:
         """Of the largest: up within the first 15 per cent, then down as a cosine (Smith and Topin 2018)."""
         done = step / self.settings.steps
         if self.settings.minutes is not None:
-            done = max(done, self.seconds / 60 / self.settings.minutes)
+            done = max(done, self.elapsed / 60 / self.settings.minutes)
         if done < 0.15:
             return 0.04 + 0.96 * (0.5 - 0.5 * np.cos(np.pi * done / 0.15))
         return max(1e-4, 0.5 + 0.5 * np.cos(np.pi * min(1.0, (done - 0.15) / 0.85)))
@@ -348,11 +402,13 @@ class _Run:
 
     # checkpoints ----------------------------------------------------------------------------------------------------------
 
-    def save(self, path: Path, key: str, step: int) -> None:
+    def save(self, step: int) -> None:
         import torch
 
+        path = self.task.checkpoint
+
         state = {
-            "key": key, "step": step, "network": self.network.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "key": self.task.key, "step": step, "network": self.network.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
             "best": self.best, "best_step": self.best_step, "best_state": self.best_state, "worse": self.worse, "history": json.dumps(self.history),
             "seconds": self.seconds,
         }  # fmt: skip
@@ -361,25 +417,40 @@ class _Run:
         torch.save(state, partial)
         os.replace(partial, path)
 
-    def resume(self, path: Path, key: str) -> int:
-        """The step that the checkpoint was written after. InputError if it is of another training, or cannot be read."""
-        import torch
-
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            found = state["key"]
-        except Exception as e:
-            raise InputError(f"the checkpoint {path} cannot be read: {str(e).splitlines()[0]}. Remove it, or start anew with --overwrite.") from None
-        if found != key:
-            raise InputError(
-                f"{path} is the checkpoint of a training with other settings or annotations. Remove it to start anew (or --overwrite), or choose another 'out'."
-            )
+    def resume(self) -> int:
+        """The step that the checkpoint was written after; 0 where there is none. Rank 0 reads it."""
+        state = self.group.agreed(_checkpoint(self.task) if self.group.rank == 0 else None)
+        if state is None:
+            return 0
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.best, self.best_step, self.best_state, self.worse = state["best"], state["best_step"], state["best_state"], state["worse"]
         self.history, self.before, self.started = json.loads(state["history"]), state["seconds"], time.time()
         return state["step"]
+
+
+def _checkpoint(task: Task) -> dict | None:
+    """InputError if it is of another training, or cannot be read."""
+    import torch
+
+    path = task.checkpoint
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["key"]
+    except Exception as e:
+        raise InputError(f"the checkpoint {path} cannot be read: {str(e).splitlines()[0]}. Remove it, or start anew with --overwrite.") from None
+    if found != task.key:
+        raise InputError(
+            f"{path} is the checkpoint of a training with other settings or annotations. Remove it to start anew (or --overwrite), or choose another 'out'."
+        )
+    return state
+
+
+def _batch_size(settings: Settings) -> int:
+    return settings.batch or (6 if settings.dims == 2 else 1)
 
 
 def _score(scores: Scores, target: Target) -> float:
@@ -459,7 +530,8 @@ def _key(settings: Settings, sources: Sequence[Source], target: Target, fold) ->
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _facts(settings, network, sources, target, run, thresholds, found, held_back, fold) -> Facts:
+def _facts(task: Task, run: _Run, thresholds: dict[str, tuple[float, float]]) -> Facts:
+    settings, sources, target, network = task.settings, task.sources, task.target, run.average
     names = target.names if target.exclusive else ("background", "object")
     return Facts(
         classes=list(target.names), dims=settings.dims, channels=2 * settings.context + 1 if settings.dims == 2 else 1,
@@ -467,8 +539,8 @@ def _facts(settings, network, sources, target, run, thresholds, found, held_back
         activation="softmax" if target.exclusive else "sigmoid", stride=network.stride, halo=network.halo,
         training={
             "settings": dataclasses.asdict(settings), "target": target.kind, "volumes": [s.name for s in sources],
-            "annotated_voxels": {c: int(p.weight[-1]) for c, p in zip(names, found) if p is not None},
-            "held_back": {s.name: str(s.held) for s in sources if s.held is not None and s.held.size} if held_back else {}, "fold": fold,
+            "annotated_voxels": {c: int(p.weight[-1]) for c, p in zip(names, task.found) if p is not None},
+            "held_back": {s.name: str(s.held) for s in sources if s.held is not None and s.held.size} if task.held_back else {}, "fold": task.fold,
             "validation_dice": run.best, "step": run.best_step, "thresholds": {c: t for c, (t, _) in thresholds.items()},
         },
         background=target.kind == "classes" or (target.kind == "boundary" and len(target.names) > 2),
