@@ -29,7 +29,7 @@ out: demo.vemray
 classes: [{classes}]
 volumes:
   - {{volume: "{volume}", planes: annotation}}
-settings: {{steps: {steps}, batch: 6, crop: 128, base: 8, depth: 3, validation: 0.0, seed: 1, threads: 2}}
+settings: {{steps: {steps}, batch: 6, crop: 128, base: 8, depth: 3, validation: 0.0, seed: 1, threads: 2, turns: {{rotate: 0, elastic: 0}}}}
 """
 
 

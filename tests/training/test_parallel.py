@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 pytest.importorskip("monai")
 import torch
 
-from tests.training.test_recipe import volume
 from tests.training.test_train import DISCS, discs, half_painted
+from tests.training.test_train_recipe import volume
 from vemray.errors import InputError
 from vemray.models.files import load, load_facts
 from vemray.training import parallel
