@@ -158,7 +158,7 @@ def test_a_training_that_outlives_its_workers(folder, ray_of_two, capfd):
     """Two workers learn; one of them killed, the training ends by itself with the very same file."""
     recipe, events = load_recipe(folder / "train.yaml"), []
     (calm,) = run(recipe, events.append)
-    assert [e["step"] for e in events] == list(range(5, 121, 5)) and calm.path == str(folder / "calm.vemray")
+    assert [e["step"] for e in events if "step" in e] == list(range(5, 121, 5)) and calm.path == str(folder / "calm.vemray")
     image, truth = discs(9, 1)
     p = load(calm.path).predict((np.clip(image, 0, 1) * 255).astype(np.uint8)[None].astype(np.float32) / 255)[0, 1]
     assert calm.best > 0.85 and p.shape == truth[0].shape and calm.examples
