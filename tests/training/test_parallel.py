@@ -15,15 +15,17 @@ pytest.importorskip("torch")
 pytest.importorskip("monai")
 import torch
 
-from tests.training.test_train import DISCS, discs, half_painted
+from tests.training.test_train import CUBES, DISCS, dice, discs, half_painted
 from tests.training.test_train_recipe import volume
 from vemray.errors import InputError
+from vemray.geometry import Box
 from vemray.models.files import load, load_facts
 from vemray.training import parallel
 from vemray.training.recipe import load as load_recipe
 from vemray.training.recipe import run, sources_of
+from vemray.training.source import painted
 from vemray.training.targets import Target
-from vemray.training.train import Settings, _Run, prepared, train
+from vemray.training.train import Settings, _Run, prepared, train, work
 
 BASE = {"batch": 6, "crop": 48, "base": 4, "depth": 2, "validation": 0.25}
 CALM = {"network": "monai.UNet", "options": {"norm": "instance"}}
@@ -69,7 +71,7 @@ def test_too_few_of_what_they_need():
     assert parallel._with_gpus({"CPU": 4.0, "GPU": 2.0}, 2, 1, "auto") and not parallel._with_gpus({"CPU": 4.0}, 2, 1, "auto")
 
 
-# gradients ---------------------------------------------------------------------------------------------------------------------
+# two ranks, without Ray --------------------------------------------------------------------------------------------------------
 
 WAYS = {
     "dice_ce": (DISCS, {"loss": "dice_ce"}),
@@ -99,20 +101,44 @@ def rank_of_two(rank, folder):
         folder / f"state-{rank}.npz",
         **{f"{n}.{k}": v.numpy() for n, m in (("n", run.network), ("a", run.average)) for k, v in m.state_dict().items()},
     )
+    recipe = load_recipe(folder / "train.yaml")
+    done = work(prepared(sources_of(recipe), DISCS, folder / "calm.vemray", recipe.settings), lambda e: None, group)
+    assert (done is None) == (rank == 1)
     torch.distributed.destroy_process_group()
 
 
-def test_the_update_of_one_worker(tmp_path):
-    torch.multiprocessing.spawn(rank_of_two, (tmp_path,), nprocs=2)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A volume, its classes, a recipe, and what two ranks make of it that nobody disturbs."""
+    where = tmp_path_factory.mktemp("parallel")
+    image, truth = discs()
+    labels = np.where(truth, 2, 1).astype(np.uint8)
+    labels[:, :, 48:] = 0
+    volume(where / "em.zarr", grey(image))
+    volume(where / "labels.zarr", labels, "labels")
+    what = {
+        "vemray": 1, "out": "killed.vemray", "classes": list(DISCS.names), "volumes": [{"volume": "em.zarr", "labels": "labels.zarr"}],
+        "settings": {**BASE, "steps": 120, "checks": 24, "workers": 2},
+    }  # fmt: skip
+    (where / "train.yaml").write_text(yaml.safe_dump(what))
+    torch.multiprocessing.spawn(rank_of_two, (where,), nprocs=2)
+    return where
+
+
+def grey(image):
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def test_the_update_of_one_worker(folder, tmp_path):
     for name in WAYS:
         one = first(tmp_path, name, parallel.Alone())
-        two, other = (np.load(tmp_path / f"{name}-{r}.npz") for r in (0, 1))
+        two, other = (np.load(folder / f"{name}-{r}.npz") for r in (0, 1))
         largest = max(np.abs(g).max() for k, g in one.items() if k != "loss")
         assert largest > 1e-3
         for k, value in one.items():
             np.testing.assert_allclose(two[k], value, rtol=1e-4, atol=1e-5 * largest, err_msg=f"{name} {k}")
             np.testing.assert_array_equal(two[k], other[k], err_msg=f"{name} {k}")
-    one, other = (np.load(tmp_path / f"state-{r}.npz") for r in (0, 1))
+    one, other = (np.load(folder / f"state-{r}.npz") for r in (0, 1))
     for k in one:  # ranks do not part, running statistics included
         np.testing.assert_array_equal(one[k], other[k], err_msg=k)
 
@@ -129,23 +155,6 @@ def ray_of_two():
     runner.close()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A volume, its classes, and a recipe."""
-    where = tmp_path_factory.mktemp("parallel")
-    image, truth = discs()
-    labels = np.where(truth, 2, 1).astype(np.uint8)
-    labels[:, :, 48:] = 0
-    volume(where / "em.zarr", (np.clip(image, 0, 1) * 255).astype(np.uint8))
-    volume(where / "labels.zarr", labels, "labels")
-    what = {
-        "vemray": 1, "out": "calm.vemray", "classes": list(DISCS.names), "volumes": [{"volume": "em.zarr", "labels": "labels.zarr"}],
-        "settings": {**BASE, "steps": 120, "checks": 24, "workers": 2},
-    }  # fmt: skip
-    (where / "train.yaml").write_text(yaml.safe_dump(what))
-    return where
-
-
 def kill_one():
     """kill -9 of a process that trains: one of those that this process has started."""
     for p in psutil.Process().children(recursive=True):
@@ -154,30 +163,29 @@ def kill_one():
                 return p.kill()
 
 
+@pytest.mark.slow
 def test_a_training_that_outlives_its_workers(folder, ray_of_two, capfd):
-    """Two workers learn; one of them killed, the training ends by itself with the very same file."""
-    recipe, events = load_recipe(folder / "train.yaml"), []
-    (calm,) = run(recipe, events.append)
-    assert [e["step"] for e in events if "step" in e] == list(range(5, 121, 5)) and calm.path == str(folder / "calm.vemray")
-    image, truth = discs(9, 1)
-    p = load(calm.path).predict((np.clip(image, 0, 1) * 255).astype(np.uint8)[None].astype(np.float32) / 255)[0, 1]
-    assert calm.best > 0.85 and p.shape == truth[0].shape and calm.examples
-    assert load_facts(calm.path).training["settings"]["workers"] == 2 and not capfd.readouterr().out
-
-    killed, seen = [], []
+    """One of two workers is killed: the training ends by itself, with the very same file as one that nobody disturbed."""
+    killed, events = [], []
 
     def watch(event):
-        seen.append(event)
+        events.append(event)
         if not killed and event.get("step", 0) >= 20:
-            killed.append(event["step"])
+            killed.append(capfd.readouterr().out)
             kill_one()
 
-    again = train(sources_of(recipe), DISCS, folder / "killed.vemray", recipe.settings, watch)
-    resumed = [e["resumed"] for e in seen if "resumed" in e]
-    assert len(resumed) == 1 and 20 <= resumed[0] < 120
+    (result,) = run(load_recipe(folder / "train.yaml"), watch)
+    resumed = [e["resumed"] for e in events if "resumed" in e]
+    assert len(resumed) == 1 and 20 <= resumed[0] < 120 and killed == [""]
+    assert result.path == str(folder / "killed.vemray") and result.best > 0.85 and result.examples
     assert (folder / "killed.vemray").read_bytes() == (folder / "calm.vemray").read_bytes()
-    assert [{**h, "seconds": 0} for h in again.history] == [{**h, "seconds": 0} for h in calm.history]
-    assert json.loads((folder / "killed.vemray.json").read_text())["history"] and not list(folder.glob("*.checkpoint"))
+    calm, own = (json.loads((folder / f"{n}.vemray.json").read_text()) for n in ("calm", "killed"))
+    assert [{**h, "seconds": 0} for h in own["history"]] == [{**h, "seconds": 0} for h in calm["history"]] and len(own["history"]) == 24
+    assert not (folder / "killed.vemray.checkpoint").exists()
+    image, truth = discs(9, 1)
+    facts = load_facts(result.path)
+    p = load(result.path).predict(painted(grey(image), {}, CUBES, facts.normalisation).image(Box.of(image.shape))[None])[0, 1]
+    assert facts.training["settings"]["workers"] == 2 and dice(p > result.thresholds["disc"][0], truth[0]) > 0.85
 
 
 def refuses(task, progress, group):
@@ -187,6 +195,7 @@ def refuses(task, progress, group):
     group.agreed("and one waits for the other")
 
 
+@pytest.mark.slow
 def test_what_is_no_fault_of_a_worker_is_said_at_once(ray_of_two):
     with pytest.raises(InputError, match="it cannot be"):
         parallel.run(refuses, None, 2, 1, "cpu", [], lambda e: None)
