@@ -148,3 +148,23 @@ def test_objects_and_unknown_zero():
         for made in (LabelVolume(Array(ids, Spacing(1, 1, 1)), "objects", zero), PaintedPlanes(ids.shape, {"z": {0: ids[0]}}, "objects", zero)):
             np.testing.assert_array_equal(made.read(Box.of(ids.shape))[0, 0], wanted)
     np.testing.assert_array_equal(LabelVolume(Array(ids, Spacing(1, 1, 1)), "classes", True).read(Box.of(ids.shape))[0, 0], [1, 6, 6, 10])
+
+
+@pytest.mark.parametrize("axis, apart", [("z", 40.0), ("x", 10.0)])
+def test_neighbours_of_a_section_are_as_far_apart_as_those_of_the_stack(axis, apart):
+    """A 2.5D network must meet its channels at one distance."""
+    spacing = Spacing(40, 10, 10)
+    ramp = np.indices((30, 90, 90))[1].astype(np.float32) * 10  # nm along y
+    source = Source(
+        "v",
+        Array(ramp, spacing),
+        LabelVolume(Array(np.ones(ramp.shape, np.uint8), spacing), region=Box((12, 40, 40), (18, 50, 50)), axes=axis),
+        FIXED,
+    )
+    turns = Turns(flips=False, rotate=0, elastic=0, scale=0, sections=1.0, angles=(90.0,), about="x" if axis == "z" else "z")
+    sampler = Sampler([source], places([source], Target("classes", ("a",)), 1), Shape((16, 16), 1), turns, 1)
+    for number in range(6):
+        planes = sampler.draw(number)[0]
+        assert abs(np.diff(planes.mean((1, 2)))) == pytest.approx([apart, apart], abs=0.01)
+        inside = np.abs(np.diff(planes, axis=2)).mean() + np.abs(np.diff(planes, axis=1)).mean()
+        assert inside == pytest.approx(0, abs=0.01)

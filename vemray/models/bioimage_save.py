@@ -21,6 +21,7 @@ from vemray.models import onnx_file
 from vemray.models.bioimage import OWN
 from vemray.models.facts import Facts, Normalisation
 from vemray.models.process import Step, Steps, histogram_of
+from vemray.store import access
 
 FORMAT_VERSION = "0.5.14"
 #: eps of what divides by a spread: nothing against any that occurs
@@ -94,7 +95,7 @@ def save(
         described = yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120).encode()
         for member, content in {"rdf.yaml": described, **files}.items():
             z.writestr(zipfile.ZipInfo(member, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
-    onnx_file.written(path, packed.getvalue())
+    access.write_bytes(str(path), packed.getvalue())
 
 
 # what is done to grey values ----------------------------------------------------------------------------------------------

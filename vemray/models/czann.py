@@ -24,6 +24,7 @@ from vemray.models import onnx_file
 from vemray.models.facts import Facts, Normalisation, beside, parse
 from vemray.models.native import members
 from vemray.models.onnx_file import OnnxModel, shape_of, shown_as
+from vemray.store import access
 
 FORMAT_VERSION = "2.1.0"
 SEGMENTATION = ("SingleClassSemanticSegmentation", "MultiClassSemanticSegmentation")
@@ -250,7 +251,7 @@ def save(
     with zipfile.ZipFile(packed, "w") as z:
         for member, content in (("model.json", about.model_dump_json(exclude_none=True).encode()), ("model.model", data)):
             z.writestr(zipfile.ZipInfo(member, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)  # a fixed time: same weights, same bytes
-    onnx_file.written(path, packed.getvalue())
+    access.write_bytes(str(path), packed.getvalue())
 
 
 def _constants(facts: Facts, grey: tuple[float, float] | None, path: str) -> tuple[np.float32, np.float32] | None:

@@ -77,6 +77,10 @@ def restored(values: np.ndarray, constants: tuple[np.float32, np.float32] | Chai
     return np.clip(out, np.iinfo(dtype).min, np.iinfo(dtype).max, out=out).astype(dtype)
 
 
+#: voxels: no network has a larger stride or sees farther
+LARGEST = 1 << 14
+
+
 class Facts(pydantic.BaseModel):
     """`classes` name the output channels. `voxel_nm`: ZYX of what it was trained on. `stride` (the network's
     total stride) and `halo` (its receptive field to each side, rounded up to the stride) in voxels, one number or one an axis of the network."""
@@ -125,6 +129,8 @@ class Facts(pydantic.BaseModel):
             v = getattr(self, name)
             if isinstance(v, list) and len(v) != self.dims:
                 raise ValueError(f"{name} must have {self.dims} numbers, one an axis of the network")
+        if max(*self.strides, *self.halos) > LARGEST:
+            raise ValueError(f"stride {self.stride} and halo {self.halo} must be at most {LARGEST:,} voxels")
         if any(h % s for h, s in zip(self.halos, self.strides)):
             raise ValueError(f"halo {self.halo} must be a multiple of the stride {self.stride}")
         if self.window and any(w % s or w <= 2 * h for w, s, h in zip(self.zyx(self.window, 1), self.strides, self.halos)):

@@ -14,6 +14,7 @@ import numpy as np
 from vemray.errors import MissingExtra, ModelError
 from vemray.models.facts import Facts, parse
 from vemray.models.model import Model
+from vemray.store import access
 
 #: no model file may unpack to more
 MAX_BYTES = 4 << 30
@@ -100,13 +101,11 @@ def save(path: str | Path, module, facts: Facts) -> None:
     facts = facts.model_copy(update={"network": {"name": module.name, **module.config}, "memory": module.memory})
     weights = io.BytesIO()
     np.savez(weights, **{k: v.detach().cpu().numpy() for k, v in state_of(module).items()})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with zipfile.ZipFile(partial, "w") as z:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as z:
         for member, data in (("model.json", facts.model_dump_json(indent=1).encode()), ("weights.npz", weights.getvalue())):
             z.writestr(zipfile.ZipInfo(member, (2020, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)  # a fixed time: same weights, same bytes
-    partial.replace(path)
+    access.write_bytes(str(path), packed.getvalue())
 
 
 def state_of(module) -> dict:

@@ -14,6 +14,7 @@ import numpy as np
 from vemray.errors import MissingExtra, ModelError
 from vemray.models.facts import Facts, contents, parse
 from vemray.models.model import Model, activated
+from vemray.store import access
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
 #: of what is written
@@ -172,7 +173,7 @@ def save(path: str | Path, model) -> None:
     x = torch.zeros((2, facts.channels, *[max(2 * s, 32) for s in facts.strides[-facts.dims :]]))
     axes = {0: "batch", **{i + 2: a for i, a in enumerate("zyx"[-facts.dims :])}}
     module = copy.deepcopy(model.module).cpu().to(memory_format=torch.contiguous_format)
-    written(path, exported(module, x, "scores", axes, facts))
+    access.write_bytes(str(path), exported(module, x, "scores", axes, facts))
 
 
 def native_only(model) -> None:
@@ -197,12 +198,3 @@ def exported(module, x, output: str, axes: dict[int, str], facts: Facts) -> byte
     entry = proto.metadata_props.add()
     entry.key, entry.value = "vemray", facts.model_copy(update={"network": None}).model_dump_json()
     return proto.SerializeToString()
-
-
-def written(path: str | Path, data: bytes) -> None:
-    """A whole file or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)

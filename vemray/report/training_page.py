@@ -9,6 +9,7 @@ import numpy as np
 
 from vemray.report import plots
 from vemray.report.pictures import PALETTE, data_uri, outlines, to_grey, window
+from vemray.store import access
 from vemray.training.train import Trained
 from vemray.training.validation import Example
 
@@ -34,10 +35,7 @@ def write_training_page(trained: Trained, path: str | None = None) -> str:
         settings={k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in (facts.training or {}).get("settings", {}).items()},
     )
     target = path or f"{trained.path}.html"
-    partial = f"{target}.partial"
-    with open(partial, "w", encoding="utf-8") as f:
-        f.write(page)
-    os.replace(partial, target)
+    access.write_bytes(target, page.encode())
     return target
 
 

@@ -211,8 +211,11 @@ class Sampler:
             steps, turned = rotation(rng.uniform(0, 360), axis) @ steps, True
         if t.sections and rng.random() < t.sections:
             angle, about = t.angles[rng.integers(len(t.angles))], t.about[rng.integers(len(t.about))]
-            pixel = source.spacing.pixel  # a section has the pixels of the stack's own planes, however thick those are
-            steps = rotation(angle if rng.random() < 0.5 else -angle, about) @ (steps / np.linalg.norm(steps, axis=0) * pixel)
+            sizes = np.linalg.norm(steps, axis=0)
+            wanted = np.full(3, source.spacing.pixel)  # a section has the pixels of the stack's own planes, however thick those are
+            if shape.context:
+                wanted[0] = sizes[0]  # and its neighbours are as far apart as theirs
+            steps = rotation(angle if rng.random() < 0.5 else -angle, about) @ (steps / sizes * wanted)
             turned = True
         if t.scale and turned:
             steps = steps * rng.uniform(1 - t.scale, 1 + t.scale)

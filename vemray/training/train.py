@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from pydantic.dataclasses import dataclass as strict
 
 from vemray.errors import InputError, MissingExtra, ModelError
 from vemray.models.files import Facts, save_native
+from vemray.store import access
 from vemray.training import parallel, split
 from vemray.training.augment import Grey, GreyAugmentation
 from vemray.training.crops import Places, Sampler, Shape, Turns, places
@@ -170,11 +172,11 @@ def work(task: Task, progress: Callable[[dict], None], group: parallel.Alone = p
     done = run.resume()
     if done:
         progress({"resumed": done, "of": settings.steps})
-    every = max(1, settings.steps // settings.checks)
+    looks = {round(settings.steps * (i + 1) / settings.checks) for i in range(settings.checks)}
     for step, batch in run.batches(done):
         loss = run.step(step, batch)
         over = settings.minutes is not None and run.elapsed >= 60 * settings.minutes
-        if step % every == 0 or step == settings.steps or over:
+        if step in looks or over:
             if group.rank == 0:
                 progress(run.check(step, loss))
                 run.save(step)
@@ -192,7 +194,7 @@ def work(task: Task, progress: Callable[[dict], None], group: parallel.Alone = p
         "seconds": round(run.seconds, 1), "preparation_s": round(time.time() - task.started - run.seconds, 1), "history": run.history,
         "thresholds": thresholds, "unsure": unsure,
     }  # fmt: skip
-    Path(f"{out}.json").write_text(json.dumps(log, indent=1))
+    access.write_json_bytes(f"{out}.json", log)
     return result
 
 
@@ -405,17 +407,14 @@ class _Run:
     def save(self, step: int) -> None:
         import torch
 
-        path = self.task.checkpoint
-
         state = {
             "key": self.task.key, "step": step, "network": self.network.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict(),
             "best": self.best, "best_step": self.best_step, "best_state": self.best_state, "worse": self.worse, "history": json.dumps(self.history),
             "seconds": self.seconds,
         }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        data = io.BytesIO()
+        torch.save(state, data)
+        access.write_bytes(str(self.task.checkpoint), data.getvalue())
 
     def resume(self) -> int:
         """The step that the checkpoint was written after; 0 where there is none. Rank 0 reads it."""
@@ -533,12 +532,13 @@ def _key(settings: Settings, sources: Sequence[Source], target: Target, fold) ->
 def _facts(task: Task, run: _Run, thresholds: dict[str, tuple[float, float]]) -> Facts:
     settings, sources, target, network = task.settings, task.sources, task.target, run.average
     names = target.names if target.exclusive else ("background", "object")
+    chosen = {"batch": run.batch, "crop": task.shape.edges, "depth": settings.depth or _depth(sources[0])}  # where nothing was said
     return Facts(
         classes=list(target.names), dims=settings.dims, channels=2 * settings.context + 1 if settings.dims == 2 else 1,
         voxel_nm=sources[0].spacing.zyx, normalisation=sources[0].normalisation,
         activation="softmax" if target.exclusive else "sigmoid", stride=network.stride, halo=network.halo,
         training={
-            "settings": dataclasses.asdict(settings), "target": target.kind, "volumes": [s.name for s in sources],
+            "settings": dataclasses.asdict(settings) | chosen, "target": target.kind, "volumes": [s.name for s in sources],
             "annotated_voxels": {c: int(p.weight[-1]) for c, p in zip(names, task.found) if p is not None},
             "held_back": {s.name: str(s.held) for s in sources if s.held is not None and s.held.size} if task.held_back else {}, "fold": task.fold,
             "validation_dice": run.best, "step": run.best_step, "thresholds": {c: t for c, (t, _) in thresholds.items()},
