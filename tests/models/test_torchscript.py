@@ -218,13 +218,3 @@ def test_damaged_archives_are_read_as_they_were_or_refused(tmp_path):
             load(written(tmp_path / "m.pt", bytes(broken)))
         except ModelError as e:
             assert "m.pt" in str(e)
-
-
-def test_archives_of_torch_export_are_refused_by_name(tmp_path):
-    path = tmp_path / "m.pt2"
-    torch.export.save(torch.export.export(conv(2), (torch.zeros(1, 1, 16, 16),)), path)
-    for call in (load, load_facts):
-        with pytest.raises(ModelError, match=r"m\.pt2: torch\.export's archives hold pickled.*ONNX or TorchScript"):
-            call(path)
-    with pytest.raises(ModelError, match="no TorchScript archive|pickled"):  # under another name too
-        load(written(tmp_path / "m.pt", path.read_bytes()))

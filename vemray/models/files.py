@@ -4,6 +4,7 @@
     .onnx    ONNX with the same facts in its metadata ('vemray') or in a sidecar FILE.onnx.json
     .czann   ZEISS: a zip of model.json and an ONNX with channels last; what it does not say may be in a sidecar FILE.czann.json
     .pt      TorchScript, with the facts in a sidecar FILE.pt.json
+    .pt2     torch.export, likewise
     folder, .yaml, .zip    a BioImage.IO package
     entry:NAME    no file but a function of an installed package
 
@@ -29,13 +30,9 @@ __all__ = [
 #: suffix -> module that reads it
 READERS = {
     ".vemray": "vemray.models.native", ".onnx": "vemray.models.onnx_file", ".czann": "vemray.models.czann",
-    **dict.fromkeys((".pt", ".pth", ".torchscript"), "vemray.models.torchscript"),
+    **dict.fromkeys((".pt", ".pth", ".torchscript"), "vemray.models.torchscript"), ".pt2": "vemray.models.torch_export",
     **dict.fromkeys((".zip", ".yaml", ".yml"), "vemray.models.bioimage"),
 }  # fmt: skip
-#: formats that are known and not read -> why
-REFUSED = {
-    ".pt2": "torch.export's archives hold pickled Python objects, which are code, so they are not opened. Save the network as ONNX or TorchScript."
-}
 
 
 def _reader(path: str | Path):
@@ -44,8 +41,6 @@ def _reader(path: str | Path):
     p = Path(path)
     if p.is_dir():
         return importlib.import_module(READERS[".yaml"]), p
-    if p.suffix in REFUSED:
-        raise ModelError(f"{path}: {REFUSED[p.suffix]}")
     if p.suffix not in READERS:
         raise ModelError(f"'{path}': models of type '{p.suffix}' are not read. Known: {', '.join(READERS)}.")
     if not p.is_file():

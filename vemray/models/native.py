@@ -182,6 +182,17 @@ def unpacked(z: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str | Path) -> by
         return f.read(entry.file_size)
 
 
+def checked(z: zipfile.ZipFile, path: str | Path) -> list[zipfile.ZipInfo]:
+    """The members of an archive of torch's. ModelError for bombs and for names that are there twice."""
+    entries = z.infolist()
+    names = [i.filename for i in entries]
+    if bomb := next((i.filename for i in entries if i.file_size > max(BOMB_BYTES, BOMB_RATIO * i.compress_size)), None):
+        raise ModelError(f"{path}: '{bomb}' would unpack to more than {BOMB_RATIO} times its size, which no weights do: refused.")
+    if len(set(names)) != len(names) or sum(i.file_size for i in entries) > MAX_BYTES:
+        raise ModelError(f"{path} holds a name twice, or would unpack to more than {MAX_BYTES / 1e9:.0f} GB: refused.")
+    return entries
+
+
 def weights(data: bytes, shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, np.ndarray]:
     """Arrays of an npz by name. Each header must name the shape the network wants before anything of that size is made."""
     out = {}

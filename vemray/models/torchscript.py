@@ -15,9 +15,8 @@ import numpy as np
 from vemray.errors import MissingExtra, ModelError
 from vemray.models.facts import Facts, contents, parse
 from vemray.models.model import Model, activated
-from vemray.models.native import BOMB_BYTES, BOMB_RATIO, BROKEN, unpacked
+from vemray.models.native import BROKEN, checked, unpacked
 
-MAX_BYTES = 4 << 30
 #: what TorchScript has to reach files, other processes and libraries, and what runs while an archive is loaded
 _REACHES = re.compile(rb"\b(save|from_file|load_tensor|rpc_\w+|__setstate__|torch\s*\.\s*classes|ops\s*\.\s*(?!prim\b|aten\b)\w+)\b")
 #: of the compiled network: operators on tensors and the language's own, without those that name files, or calls that are decided when it runs
@@ -36,10 +35,7 @@ def archive(data: bytes, path: str | Path) -> bytes:
                 if f"{root}/data.pkl" in names:
                     raise ModelError(pickled)
                 raise ModelError(f"{path} is no TorchScript archive: it has no constants.pkl and no code.")
-            if bomb := next((i.filename for i in entries if i.file_size > max(BOMB_BYTES, BOMB_RATIO * i.compress_size)), None):
-                raise ModelError(f"{path}: '{bomb}' would unpack to more than {BOMB_RATIO} times its size, which no weights do: refused.")
-            if len(set(names)) != len(names) or sum(i.file_size for i in entries) > MAX_BYTES:
-                raise ModelError(f"{path} holds a name twice, or would unpack to more than {MAX_BYTES / 1e9:.0f} GB: refused.")
+            checked(z, path)
             out = io.BytesIO()
             with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as clean:
                 for entry in entries:
@@ -64,16 +60,14 @@ def _kinds(graph) -> Iterator[str]:
             yield from _kinds(block)
 
 
-class Script:
-    """An archive that runs: an array in, the first result out. Without the optimising interpreter, which changes its code after some calls, and in one
-    thread: the same batch gives the same bits."""
+class Engine:
+    """What runs a file: an array in, the first result out. In one thread: the same batch gives the same bits. `forward` is the file's."""
 
-    def __init__(self, data: bytes, device: str, path: str | Path):
+    def __init__(self, device: str, path: str | Path):
         try:
             import torch
         except ImportError:
-            raise MissingExtra("torch", "torch", "Running a TorchScript model") from None
-        data = archive(data, path)
+            raise MissingExtra("torch", "torch", "Running this model") from None
         if device == "cuda":
             if not torch.cuda.is_available():
                 raise ModelError(f"{path}: device cuda was asked for, but torch finds no GPU on this machine.")
@@ -81,14 +75,10 @@ class Script:
             torch.backends.cudnn.deterministic = True
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.device, self.path = device, str(path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.module = torch.jit.load(io.BytesIO(data), map_location=device).eval()
-        except Exception as e:
-            raise ModelError(f"{path}: torch cannot load it: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
-        if odd := next((k for k in _kinds(self.module.inlined_graph) if not _COMPUTES.fullmatch(k)), None):
-            raise ModelError(f"{path}: its code uses '{odd}', which can reach beyond tensors: refused.")
+
+    def forward(self, *xs):
+        """Tensors from tensors. RuntimeError."""
+        raise NotImplementedError
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.all(x)[0]
@@ -101,8 +91,8 @@ class Script:
         try:
             if threads != 1:
                 torch.set_num_threads(1)
-            with torch.inference_mode(), torch.jit.optimized_execution(False):
-                y = self.module.forward(*[torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device) for x in xs])
+            with torch.inference_mode():
+                y = self.forward(*[torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device) for x in xs])
                 return [self._array(one) for one in (y if isinstance(y, tuple | list) and len(y) else [y])]
         except RuntimeError as e:
             last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
@@ -121,9 +111,35 @@ class Script:
         return y.float().cpu().numpy()
 
 
+class Script(Engine):
+    """A TorchScript archive, without the optimising interpreter, which changes its code after some calls."""
+
+    def __init__(self, data: bytes, device: str, path: str | Path):
+        super().__init__(device, path)
+        import torch
+
+        data = archive(data, path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.module = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+        except Exception as e:
+            raise ModelError(f"{path}: torch cannot load it: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
+        if odd := next((k for k in _kinds(self.module.inlined_graph) if not _COMPUTES.fullmatch(k)), None):
+            raise ModelError(f"{path}: its code uses '{odd}', which can reach beyond tensors: refused.")
+
+    def forward(self, *xs):
+        import torch
+
+        with torch.jit.optimized_execution(False):
+            return self.module.forward(*xs)
+
+
 class TorchScriptModel(Model):
-    def __init__(self, facts: Facts, data: bytes, device: str = "cpu", path: str | Path = "model"):
-        self.facts, self.path, self.script = facts, str(path), Script(data, device, path)
+    """Any file that torch runs, with the facts of its sidecar."""
+
+    def __init__(self, facts: Facts, script: Engine, path: str | Path = "model"):
+        self.facts, self.path, self.script = facts, str(path), script
 
     def predict(self, batch: np.ndarray) -> np.ndarray:
         self.check_input(batch)
@@ -134,10 +150,10 @@ class TorchScriptModel(Model):
         return activated(y, self.facts.activation)
 
 
-def read_facts(path: Path) -> Facts:
+def beside(path: Path) -> Facts:
+    """Of the sidecar. ModelError where there is none."""
     sidecar = path.with_name(path.name + ".json")
     if not sidecar.exists():
-        archive(path.read_bytes(), path)  # what is no TorchScript is refused for that, not for its facts
         raise ModelError(
             f"{path} does not say what vemray must know: classes, voxel size, normalisation, stride, halo, activation. Write it into {sidecar.name}, "
             'for example {"classes": ["background", "mitochondria"], "voxel_nm": [8, 8, 8], "stride": 16, "halo": 96, "activation": "softmax"}.'
@@ -145,5 +161,11 @@ def read_facts(path: Path) -> Facts:
     return parse(contents(sidecar), sidecar)
 
 
+def read_facts(path: Path) -> Facts:
+    if not path.with_name(path.name + ".json").exists():
+        archive(path.read_bytes(), path)  # what is no TorchScript is refused for that, not for its facts
+    return beside(path)
+
+
 def read(path: Path, device: str) -> TorchScriptModel:
-    return TorchScriptModel(read_facts(path), path.read_bytes(), device, path)
+    return TorchScriptModel(read_facts(path), Script(path.read_bytes(), device, path), path)

@@ -1,0 +1,279 @@
+"""Archives of torch.export (.pt2), run without torch.export.load, which unpickles and evaluates what a file says: the graph is read as data, and each of
+its nodes is one call of a known operator on tensors or numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import operator
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vemray.errors import ModelError
+from vemray.models.facts import Facts, parse
+from vemray.models.native import BROKEN, checked, unpacked
+from vemray.models.torchscript import Engine, TorchScriptModel, beside
+
+#: of the format that is read; torch 2.9 and later write it
+SCHEMA = 8
+#: operators of torch whose names begin with _ and that networks use; the others are torch's own affair
+_PRIVATE = {
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_assert_scalar", "_assert_tensor_metadata", "_log_softmax", "_native_batch_norm_legit_no_training",
+    "_softmax", "_to_copy", "_unsafe_view", "_upsample_bilinear2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    *(f"__{o}__" for o in ("and", "or", "xor", "lshift", "rshift")),
+}  # fmt: skip
+#: arithmetic of sizes
+_PLAIN = {"add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem"}
+_SIZES = {"sym_max", "sym_min", "sym_not", "sym_float", "sym_int", "sym_sum"}
+_MATH = {"floor", "ceil", "trunc", "sqrt"}
+_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool", 13: "bfloat16"}
+_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
+TRAINS = "it is a network in training, whose dropout and statistics change with each call. Export it again after module.eval()"
+_NUMBERS = {"as_int", "as_float", "as_bool", "as_ints", "as_floats", "as_bools", "as_string", "as_int_lists", "as_float_lists"}
+_SYMBOLS = {"as_sym_int", "as_sym_float", "as_sym_bool"}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A value that another node, an input or a weight has given."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Call:
+    target: str
+    args: tuple
+    kwargs: dict[str, Any]
+    gives: list  # name, None, or a list of such
+
+
+@dataclass(frozen=True)
+class Program:
+    """`weights`: name in the graph -> key of the archive's own list. `size` of the one image that goes in, None where it is free."""
+
+    calls: list[Call]
+    weights: dict[str, str]
+    inputs: list[str]
+    outputs: list[str]
+    size: tuple[int | None, ...]
+
+
+def program(graph_module: dict) -> Program:
+    """ValueError, KeyError or TypeError for what is none, ModelError without the path for what is not run."""
+    graph, signature = graph_module["graph"], graph_module["signature"]
+    weights, inputs, outputs = {}, [], []
+    for spec in signature["input_specs"]:
+        (kind, what), *_ = [(k, v) for k, v in spec.items() if v is not None]
+        if kind in ("parameter", "buffer", "tensor_constant"):
+            weights[what["arg"]["name"]] = what[f"{kind}_name"]
+        elif kind == "user_input" and "as_tensor" in what["arg"]:
+            inputs.append(what["arg"]["as_tensor"]["name"])
+        else:
+            raise ModelError(f"it takes a '{kind}' that is no tensor, and a network is run on tensors alone")
+    for spec in signature["output_specs"]:
+        (kind, what), *_ = [(k, v) for k, v in spec.items() if v is not None]
+        if kind == "buffer_mutation":
+            raise ModelError(TRAINS)
+        if kind != "user_output" or "as_tensor" not in what["arg"]:
+            raise ModelError(f"it gives a '{kind}' that is no tensor")
+        outputs.append(what["arg"]["as_tensor"]["name"])
+    if not inputs or not outputs:
+        raise ValueError("no tensor goes in or comes out")
+    calls = []
+    for node in graph["nodes"]:
+        if any(i["name"] in ("training", "train") and i["arg"].get("as_bool") for i in node["inputs"]):
+            raise ModelError(TRAINS)
+        args = tuple(_value(i["arg"]) for i in node["inputs"] if i["kind"] != 2)
+        kwargs = {str(i["name"]): _value(i["arg"]) for i in node["inputs"] if i["kind"] == 2}
+        calls.append(Call(str(node["target"]), args, kwargs, [_given(o) for o in node["outputs"]]))
+    size = tuple(d.get("as_int") for d in graph["tensor_values"][inputs[0]]["sizes"])
+    return Program(calls, weights, inputs, outputs, size)
+
+
+def _value(arg: dict) -> Any:
+    (kind, v), *_ = arg.items()
+    if kind in _NUMBERS:
+        return float(v) if kind == "as_float" else v  # infinity is written as a word
+    if kind == "as_none":
+        return None
+    if kind == "as_tensor":
+        return Named(v["name"])
+    if kind == "as_tensors":
+        return [Named(t["name"]) for t in v]
+    if kind in ("as_optional_tensor", *_SYMBOLS):
+        (inner, w), *_ = v.items()
+        return Named(w) if inner == "as_name" else _value(v)
+    if kind in ("as_optional_tensors", *(f"{s}s" for s in _SYMBOLS)):
+        return [_value({kind[:-1]: one}) for one in v]
+    if kind == "as_scalar_type":
+        return _Torch(_DTYPES[v])
+    if kind == "as_memory_format":
+        return _Torch(_FORMATS[v])
+    if kind == "as_layout" and v == 7:
+        return _Torch("strided")
+    if kind == "as_device":
+        return _Torch("device")
+    raise ModelError(f"it uses a '{kind.removeprefix('as_')}', which is not run here")
+
+
+@dataclass(frozen=True)
+class _Torch:
+    """What torch calls so; its device is the one that the model was opened for."""
+
+    name: str
+
+
+def _given(out: dict) -> Any:
+    (kind, v), *_ = out.items()
+    if kind == "as_tensors":
+        return [t["name"] for t in v]
+    return None if kind == "as_none" else v["as_name"] if kind in _SYMBOLS else v["name"]
+
+
+def _function(target: str):
+    """The operator of that name. ModelError for one that could reach beyond tensors, or that torch does not have."""
+    import torch
+
+    if m := re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target):
+        name = m[1]
+        if name != "from_file" and (not name.startswith("_") or name in _PRIVATE) and hasattr(torch.ops.aten, name):
+            found = getattr(getattr(torch.ops.aten, name), m[2], None)
+            if isinstance(found, torch._ops.OpOverload):
+                return found
+    for prefix, names, module in (("_operator", _PLAIN, operator), ("torch", _SIZES, torch), ("math", _MATH, math)):
+        if target in {f"{prefix}.{n}" for n in names}:
+            return getattr(module, target.rpartition(".")[2])
+    raise ModelError(f"it calls '{target}', which is none of the operators on tensors that are run here")
+
+
+class Archive:
+    """The members of a .pt2 that are read: the graph and raw weights."""
+
+    def __init__(self, data: bytes, path: str | Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as z:
+                entries = {i.filename.partition("/")[2]: i for i in checked(z, path)}
+                models = [n for n in entries if re.fullmatch(r"models/\w+\.json", n)]
+                if len(models) != 1:
+                    old = " It is of an older torch: save it again with torch 2.9 or later." if any("serialized" in n for n in entries) else ""
+                    raise ModelError(f"{path} is no archive of torch.export with one network.{old}")
+                name = models[0].removeprefix("models/").removesuffix(".json")
+                self.members = {n: unpacked(z, i, path) for n, i in entries.items() if n.startswith(("models/", "data/weights/", "data/constants/"))}
+            found = json.loads(self.members[models[0]])
+            if found["schema_version"]["major"] != SCHEMA:
+                raise ModelError(
+                    f"{path} is of version {found['schema_version']['major']} of torch.export's format; {SCHEMA} is read (torch 2.9 and later)."
+                )
+            self.program = program(found["graph_module"])
+            self.config = {}
+            for kind in ("weights", "constants"):
+                listed = self.members.get(f"data/{kind}/{name}_{kind}_config.json")
+                entries = json.loads(listed)["config"] if listed else {}
+                self.config |= {k: (f"data/{kind}/{v['path_name']}", v) for k, v in entries.items()}
+        except ModelError as e:
+            raise e if str(path) in str(e) else ModelError(f"{path}: {e}: refused.") from None
+        except BROKEN as e:
+            raise ModelError(f"{path} cannot be read as an archive of torch.export: {e}. The file may be truncated.") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise ModelError(f"{path} cannot be read as an archive of torch.export: {type(e).__name__} {e}.") from None
+
+    def weight(self, key: str):
+        """A tensor that shares no memory with another. ModelError."""
+        import torch
+
+        try:
+            member, entry = self.config[key]
+            meta = entry["tensor_meta"]
+            if entry["use_pickle"]:
+                raise ModelError(f"{self.path}: its weight '{key}' is pickled, which is code and is not opened: refused.")
+            whole = torch.frombuffer(bytearray(self.members[member]), dtype=getattr(torch, _DTYPES[meta["dtype"]]))
+            sizes, strides = ([int(d["as_int"]) for d in meta[k]] for k in ("sizes", "strides"))
+            return whole.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"])).clone()
+        except (KeyError, ValueError, TypeError, RuntimeError) as e:
+            raise ModelError(f"{self.path}: its weight '{key}' cannot be read: {(str(e).splitlines() or [''])[0]}") from None
+
+
+class Exported(Engine):
+    """A program that runs node by node; a value is let go after its last use."""
+
+    def __init__(self, data: bytes, device: str, path: str | Path):
+        super().__init__(device, path)
+        archive = Archive(data, path)
+        self.program = p = archive.program
+        try:
+            self.functions = [_function(c.target) for c in p.calls]
+        except ModelError as e:
+            raise ModelError(f"{path}: {e}: refused.") from None
+        self.weights = {name: archive.weight(key).to(device) for name, key in p.weights.items()}
+        self.last: list[set[str]] = [set() for _ in p.calls]
+        seen = set(p.outputs) | set(self.weights)
+        for used, call in zip(reversed(self.last), reversed(p.calls)):
+            used |= {n for n in _names([call.args, call.kwargs, call.gives]) if n not in seen}
+            seen |= used
+
+    def forward(self, *xs):
+        p = self.program
+        if len(xs) != len(p.inputs):
+            raise RuntimeError(f"it takes {len(p.inputs)} images")
+        if any(n is not None and n != m for n, m in zip(p.size, xs[0].shape)) or len(p.size) != xs[0].ndim:
+            raise RuntimeError(
+                f"it was exported for {' x '.join('any' if n is None else str(n) for n in p.size)} alone; dynamic_shapes of torch.export.export free it"
+            )
+        env = self.weights | dict(zip(p.inputs, xs))
+        for call, function, done in zip(p.calls, self.functions, self.last):
+            try:
+                out = function(*[self._found(a, env) for a in call.args], **{k: self._found(a, env) for k, a in call.kwargs.items()})
+                _bind(env, call.gives, [out] if len(call.gives) == 1 else out)
+            except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError) as e:
+                raise RuntimeError(f"{call.target}: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
+            for name in done:
+                env.pop(name, None)
+        return [env[o] for o in p.outputs]
+
+    def _found(self, a: Any, env: dict) -> Any:
+        import torch
+
+        if isinstance(a, Named):
+            if a.name not in env:
+                raise RuntimeError(f"'{a.name}' is used before it is made")
+            return env[a.name]
+        if isinstance(a, _Torch):
+            return torch.device(self.device) if a.name == "device" else getattr(torch, a.name)
+        return [self._found(one, env) for one in a] if isinstance(a, list) else a
+
+
+def _names(what: Any) -> set[str]:
+    if isinstance(what, Named):
+        return {what.name}
+    if isinstance(what, dict | list | tuple):
+        return set().union(*map(_names, what.values() if isinstance(what, dict) else what))
+    return set()
+
+
+def _bind(env: dict, names: list, values: Any) -> None:
+    for name, value in zip(names, values):
+        if isinstance(name, list):
+            _bind(env, name, value)
+        elif name is not None:
+            env[name] = value
+
+
+def read_facts(path: Path) -> Facts:
+    """The sidecar's; the size and the batch that the archive is made for where that does not say."""
+    archive = Archive(path.read_bytes(), path)
+    facts, size = beside(path), archive.program.size
+    fixed = {"batch": size[0]} if size[0] is not None else {}
+    if all(n is not None for n in size[2:]):
+        fixed["window"] = list(size[2:])
+    fixed = {k: v for k, v in fixed.items() if getattr(facts, k) is None}
+    return parse(facts.model_copy(update=fixed).model_dump_json().encode(), path)
+
+
+def read(path: Path, device: str) -> TorchScriptModel:
+    return TorchScriptModel(read_facts(path), Exported(path.read_bytes(), device, path), path)
