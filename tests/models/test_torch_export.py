@@ -199,6 +199,11 @@ def test_nothing_is_unpickled_or_evaluated(tmp_path, capfd):
             else content
         )
 
+    huge = rewritten(
+        good, lambda n, c: c.replace(b'{"as_int": 3}, {"as_int": 3}]', b'{"as_int": 900000}, {"as_int": 900000}]') if "weights_config" in n else c
+    )
+    with pytest.raises(ModelError, match=r"m\.pt2: its weight '.*' cannot be read: .*more values than there are"):
+        load(written(tmp_path / "m.pt2", huge))
     with pytest.raises(ModelError, match=r"m\.pt2: its weight '.*' is pickled, which is code and is not opened"):
         load(written(tmp_path / "m.pt2", rewritten(good, pickled)))
     assert "loaded" not in capfd.readouterr().out

@@ -49,7 +49,7 @@ class Call:
     target: str
     args: tuple
     kwargs: dict[str, Any]
-    gives: list  # name, None, or a list of such
+    gives: list  # Named, None, or a list of such
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class _Torch:
 def _given(out: dict) -> Any:
     (kind, v), *_ = out.items()
     if kind == "as_tensors":
-        return [t["name"] for t in v]
-    return None if kind == "as_none" else v["as_name"] if kind in _SYMBOLS else v["name"]
+        return [Named(t["name"]) for t in v]
+    return None if kind == "as_none" else Named(v["as_name"] if kind in _SYMBOLS else v["name"])
 
 
 def _function(target: str):
@@ -161,7 +161,11 @@ class Archive:
                 entries = {i.filename.partition("/")[2]: i for i in checked(z, path)}
                 models = [n for n in entries if re.fullmatch(r"models/\w+\.json", n)]
                 if len(models) != 1:
-                    old = " It is of an older torch: save it again with torch 2.9 or later." if any("serialized_exported_program" in n for n in z.namelist()) else ""
+                    old = (
+                        " It is of an older torch: save it again with torch 2.9 or later."
+                        if any("serialized_exported_program" in n for n in z.namelist())
+                        else ""
+                    )
                     raise ModelError(f"{path} is no archive of torch.export with one network.{old}")
                 name = models[0].removeprefix("models/").removesuffix(".json")
                 self.members = {n: unpacked(z, i, path) for n, i in entries.items() if n.startswith(("models/", "data/weights/", "data/constants/"))}
@@ -174,8 +178,8 @@ class Archive:
             self.config = {}
             for kind in ("weights", "constants"):
                 listed = self.members.get(f"data/{kind}/{name}_{kind}_config.json")
-                entries = json.loads(listed)["config"] if listed else {}
-                self.config |= {k: (f"data/{kind}/{v['path_name']}", v) for k, v in entries.items()}
+                tensors = json.loads(listed)["config"] if listed else {}
+                self.config |= {k: (f"data/{kind}/{v['path_name']}", v) for k, v in tensors.items()}
         except ModelError as e:
             raise e if str(path) in str(e) else ModelError(f"{path}: {e}: refused.") from None
         except BROKEN as e:
@@ -194,6 +198,8 @@ class Archive:
                 raise ModelError(f"{self.path}: its weight '{key}' is pickled, which is code and is not opened: refused.")
             whole = torch.frombuffer(bytearray(self.members[member]), dtype=getattr(torch, _DTYPES[meta["dtype"]]))
             sizes, strides = ([int(d["as_int"]) for d in meta[k]] for k in ("sizes", "strides"))
+            if math.prod(sizes) > whole.numel():  # strides of 0 make anything of a few bytes
+                raise ValueError(f"{sizes} are more values than there are")
             return whole.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"])).clone()
         except (KeyError, ValueError, TypeError, RuntimeError) as e:
             raise ModelError(f"{self.path}: its weight '{key}' cannot be read: {(str(e).splitlines() or [''])[0]}") from None
@@ -256,12 +262,12 @@ def _names(what: Any) -> set[str]:
     return set()
 
 
-def _bind(env: dict, names: list, values: Any) -> None:
-    for name, value in zip(names, values):
-        if isinstance(name, list):
-            _bind(env, name, value)
-        elif name is not None:
-            env[name] = value
+def _bind(env: dict, gives: list, values: Any) -> None:
+    for given, value in zip(gives, values):
+        if isinstance(given, list):
+            _bind(env, given, value)
+        elif given is not None:
+            env[given.name] = value
 
 
 def read_facts(path: Path) -> Facts:
