@@ -209,6 +209,134 @@ def test_nothing_is_unpickled_or_evaluated(tmp_path, capfd):
     assert "loaded" not in capfd.readouterr().out
 
 
+class Normed(torch.nn.Module):
+    """What networks have that others do not: another precision, a flag, results of no tensor, memory that is filled later, an input written into."""
+
+    def __init__(self):
+        super().__init__()
+        self.low = torch.nn.Conv2d(1, 2, 3, padding=1).bfloat16()
+        self.normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv2d(2, 2, 1))
+        self.norm, self.pool = torch.nn.InstanceNorm2d(2, affine=True), torch.nn.AdaptiveAvgPool2d(3)
+
+    def forward(self, x, flag: bool = False):
+        size = x.shape[2:]
+        h = self.norm(self.normed(self.low(x.mul_(2).to(torch.bfloat16)).float()))
+        h = h + torch.nn.functional.interpolate(self.pool(h), size, mode="bicubic", antialias=True)
+        swapped = torch.empty_like(h)
+        swapped[:, 0] = h[:, 1]
+        swapped[:, 1] = h[:, 0]
+        return None, swapped, size[0]
+
+
+@pytest.mark.parametrize("change", [lambda e: e, lambda e: e.run_decompositions()])
+def test_kinds_of_networks(change):
+    torch.manual_seed(0)
+    module, out, x = Normed().eval(), io.BytesIO(), np.random.default_rng(0).random((1, 1, 16, 24), np.float32)
+    exported = change(torch.export.export(module, (torch.zeros(1, 1, 16, 24), False)))
+    torch.export.save(exported, out)
+    run, given = Exported(out.getvalue(), "cpu", "m.pt2"), x.copy()
+    for _ in range(2):
+        with torch.inference_mode():
+            want = exported.module()(torch.from_numpy(x.copy()), False)[1].numpy()
+        np.testing.assert_array_equal(run(given), want)
+    np.testing.assert_array_equal(given, x)
+    assert want.std() > 0.1
+
+
+def first(name, inputs, sym=None):
+    """The first node is another call."""
+
+    def change(tree):
+        node = tree["graph_module"]["graph"]["nodes"][0]
+        node["target"] = name
+        node["inputs"] = [{"name": n, "arg": a, "kind": 1} for n, a in inputs]
+        node["outputs"] = [{"as_sym_int": {"as_name": sym}}] if sym else node["outputs"]
+
+    return change
+
+
+X, INTS = {"as_tensor": {"name": "x"}}, {"as_ints": [1, 2, 32, 32]}
+
+
+@pytest.mark.parametrize(
+    "name, inputs, says",
+    [
+        ("save.default", [("t", X), ("filename", {"as_string": "written"})], "none of the operators on tensors"),
+        ("mul.left_t", [("l", INTS), ("n", {"as_int": 1 << 40})], "none of the operators on tensors"),
+        ("resize_.default", [("self", X), ("size", INTS)], "none of the operators on tensors"),
+        ("set_.source_Tensor", [("self", X), ("source", X)], "none of the operators on tensors"),
+        ("sparse_csr_tensor.crow_col_value_size", [("a", X)], "none of the operators on tensors"),
+        ("max_pool2d_with_indices_backward.default", [("a", X)], "none of the operators on tensors"),
+        ("embedding_bag.default", [("a", X)], "none of the operators on tensors"),
+        ("lstm.data", [("a", X)], "none of the operators on tensors"),
+        ("randn_like.default", [("self", X)], "draws random numbers"),
+        ("dropout.default", [("input", X), ("p", {"as_float": 0.5}), ("another", {"as_bool": True})], "a network in training"),
+        (
+            "scaled_dot_product_attention.default",
+            [(n, X) for n in "qkv"] + [("m", {"as_none": True}), ("p", {"as_float": 0.5})],
+            "a network in training",
+        ),
+    ],
+)
+def test_operators_that_are_refused(tmp_path, monkeypatch, name, inputs, says):
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path / "m.pt2", graph_of(archive(conv(2), torch.zeros(1, 1, 32, 32)), first(f"torch.ops.aten.{name}", inputs)))
+    with pytest.raises(ModelError, match=rf"m\.pt2: it calls .*{says}|m\.pt2: it is {says}"):
+        load(path).predict(np.zeros((1, 1, 32, 32), np.float32))
+    assert not Path("written").exists()
+
+
+@pytest.mark.parametrize("name, args", [("mul", [{"as_string": "a"}, {"as_int": 1 << 40}]), ("mul", [{"as_ints": [1]}, {"as_int": 1 << 40}]), ("pow", [{"as_int": 10}, {"as_int": 1 << 40}]), ("mod", [{"as_string": "%999999999999d"}, {"as_int": 1}])])  # fmt: skip
+def test_numbers_do_not_fill_memory(name, args):
+    data = graph_of(archive(conv(2), torch.zeros(1, 1, 32, 32)), first(f"_operator.{name}", [("a", a) for a in args], "s"))
+    with pytest.raises(ModelError, match=r"m\.pt2.*numbers of 64 bits"):
+        Exported(data, "cpu", "m.pt2")(np.zeros((1, 1, 32, 32), np.float32))
+
+
+def test_a_weight_stays_as_it_is():
+    """Written into in place, by way of a view that torch does not know as one."""
+
+    def grows(tree):
+        graph = tree["graph_module"]["graph"]
+        w = next(s["parameter"]["arg"]["name"] for s in tree["graph_module"]["signature"]["input_specs"] if "weight" in str(s.get("parameter")))
+        call = {"metadata": {}, "is_hop_single_tensor_return": None}
+        tensor = lambda n: {"as_tensor": {"name": n}}  # noqa: E731
+        graph["nodes"] = [
+            call | {"target": f"torch.ops.aten.{t}", "inputs": [{"name": "a", "arg": a, "kind": 1} for a in args], "outputs": [tensor(to)]}
+            for t, args, to in (
+                ("_unsafe_view.default", [tensor(w), {"as_ints": [-1]}], "v"),
+                ("add_.Scalar", [tensor("v"), {"as_float": 1.0}], "v2"),
+            )
+        ] + graph["nodes"]
+
+    run, x = Exported(graph_of(archive(conv(2), torch.zeros(1, 1, 32, 32)), grows), "cpu", "m.pt2"), np.ones((1, 1, 32, 32), np.float32)
+    np.testing.assert_array_equal(run(x), run(x))
+
+
+def test_weights_many_times_and_names_that_are_none(tmp_path):
+    good = archive(conv(2), torch.zeros(1, 1, 32, 32))
+
+    def many(tree):
+        specs = tree["graph_module"]["signature"]["input_specs"]
+        one = json.dumps(next(s for s in specs if s.get("parameter")))
+        name = json.loads(one)["parameter"]["arg"]["name"]
+        specs += [json.loads(one.replace(f'"name": "{name}"', f'"name": "w{i}"')) for i in range(9999)]
+
+    def unmade(tree):
+        tree["graph_module"]["signature"]["output_specs"][0]["user_output"]["arg"]["as_tensor"]["name"] = "never"
+
+    def listed(tree):
+        tree["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = {"as_tensor": {"name": ["x"]}}
+
+    for change, says in (
+        (many, "its weights are more than"),
+        (unmade, "'never' is used before it is made"),
+        (listed, "cannot be read as an archive"),
+    ):
+        with pytest.raises(ModelError, match=rf"m\.pt2.*{says}"):
+            load(written(tmp_path / "m.pt2", graph_of(good, change))).predict(np.zeros((1, 1, 32, 32), np.float32))
+
+
 def test_what_is_not_run_says_why(tmp_path):
     good = archive(conv(2), torch.zeros(1, 1, 32, 32))
     training = io.BytesIO()
@@ -277,5 +405,5 @@ def test_a_damaged_graph_is_an_error_or_runs(tmp_path):
 
 def test_kinds_of_values():
     assert _value({"as_float": "Infinity"}) == float("inf") and _value({"as_sym_ints": [{"as_int": 3}]}) == [3]
-    with pytest.raises(ModelError, match="it uses a 'graph'"):
+    with pytest.raises(ModelError, match="it uses a 'graph'.*run_decompositions"):
         _value({"as_graph": {}})

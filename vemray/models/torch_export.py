@@ -10,6 +10,7 @@ import operator
 import re
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,20 @@ SCHEMA = 8
 #: operators of torch whose names begin with _ and that networks use; the others are torch's own affair
 _PRIVATE = {
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_assert_scalar", "_assert_tensor_metadata", "_log_softmax", "_native_batch_norm_legit_no_training",
-    "_softmax", "_to_copy", "_unsafe_view", "_upsample_bilinear2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "_native_batch_norm_legit", "_prelu_kernel", "_scaled_dot_product_flash_attention_for_cpu", "_softmax", "_to_copy", "_unsafe_view",
+    "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_weight_norm", "_weight_norm_interface",
     *(f"__{o}__" for o in ("and", "or", "xor", "lshift", "rshift")),
 }  # fmt: skip
+#: of torch's other operators: what takes indices, pointers or shapes on trust, changes what a tensor's memory is, or writes without saying so
+_RISKY = re.compile(
+    r"data|ctc_loss|embedding_bag|from_file|record_stream|segment_reduce|(re)?set\w*|unsafe_\w+|batch_norm_\w+|retain\w+|requires_grad_|infinitely\w+"
+    r"|\w*(backward|resize|sparse|crow|csr|csc|bsr|bsc|mkldnn|fbgemm|quantize|fake_quant|cudnn|miopen|nested|_dense_tensors|padded_tensor)\w*"
+)
+#: the most weights that an archive's bytes make; some share them
+_SHARED = 8
 #: arithmetic of sizes
-_PLAIN = {"add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem"}
-_SIZES = {"sym_max", "sym_min", "sym_not", "sym_float", "sym_int", "sym_sum"}
+_PLAIN = {"add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_"}
+_SIZES = {"sym_ite", "sym_max", "sym_min", "sym_not", "sym_float", "sym_int", "sym_sum"}
 _MATH = {"floor", "ceil", "trunc", "sqrt"}
 _DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool", 13: "bfloat16"}
 _FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
@@ -73,24 +82,25 @@ def program(graph_module: dict) -> Program:
             weights[what["arg"]["name"]] = what[f"{kind}_name"]
         elif kind == "user_input" and "as_tensor" in what["arg"]:
             inputs.append(what["arg"]["as_tensor"]["name"])
-        else:
+        elif kind != "constant_input":  # a flag, whose value is in the graph
             raise ModelError(f"it takes a '{kind}' that is no tensor, and a network is run on tensors alone")
     for spec in signature["output_specs"]:
         (kind, what), *_ = [(k, v) for k, v in spec.items() if v is not None]
         if kind == "buffer_mutation":
             raise ModelError(TRAINS)
-        if kind != "user_output" or "as_tensor" not in what["arg"]:
-            raise ModelError(f"it gives a '{kind}' that is no tensor")
-        outputs.append(what["arg"]["as_tensor"]["name"])
+        if kind not in ("user_output", "user_input_mutation"):
+            raise ModelError(f"it gives a '{kind}', which is no result of a network")
+        if kind == "user_output" and "as_tensor" in what["arg"]:  # none and numbers beside the results are let go
+            outputs.append(what["arg"]["as_tensor"]["name"])
     if not inputs or not outputs:
         raise ValueError("no tensor goes in or comes out")
     calls = []
     for node in graph["nodes"]:
-        if any(i["name"] in ("training", "train") and i["arg"].get("as_bool") for i in node["inputs"]):
-            raise ModelError(TRAINS)
         args = tuple(_value(i["arg"]) for i in node["inputs"] if i["kind"] != 2)
         kwargs = {str(i["name"]): _value(i["arg"]) for i in node["inputs"] if i["kind"] == 2}
         calls.append(Call(str(node["target"]), args, kwargs, [_given(o) for o in node["outputs"]]))
+    if not all(isinstance(n, str) for n in _names([(c.args, c.kwargs, c.gives) for c in calls])):
+        raise TypeError("a name that is none")
     size = tuple(d.get("as_int") for d in graph["tensor_values"][inputs[0]]["sizes"])
     return Program(calls, weights, inputs, outputs, size)
 
@@ -118,7 +128,8 @@ def _value(arg: dict) -> Any:
         return _Torch("strided")
     if kind == "as_device":
         return _Torch("device")
-    raise ModelError(f"it uses a '{kind.removeprefix('as_')}', which is not run here")
+    help = ". run_decompositions() before torch.export.save puts those of no_grad and autocast into one" if kind == "as_graph" else ""
+    raise ModelError(f"it uses a '{kind.removeprefix('as_')}', which is not run here{help}")
 
 
 @dataclass(frozen=True)
@@ -135,20 +146,46 @@ def _given(out: dict) -> Any:
     return None if kind == "as_none" else Named(v["as_name"] if kind in _SYMBOLS else v["name"])
 
 
-def _function(target: str):
-    """The operator of that name. ModelError for one that could reach beyond tensors, or that torch does not have."""
+def _function(call: Call):
+    """The operator of that name. ModelError for one that could reach beyond tensors, that torch does not have, or that gives other results each time."""
     import torch
 
-    if m := re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target):
+    if m := re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", call.target):
         name = m[1]
-        if name != "from_file" and (not name.startswith("_") or name in _PRIVATE) and hasattr(torch.ops.aten, name):
+        if (not name.startswith("_") or name in _PRIVATE) and not _RISKY.fullmatch(name) and hasattr(torch.ops.aten, name):
             found = getattr(getattr(torch.ops.aten, name), m[2], None)
-            if isinstance(found, torch._ops.OpOverload):
+            # torch crashes at the batch sizes of a packed sequence and, for whole numbers, at the quotient that is one too large
+            crashes = m[2] == "data" or call.kwargs.get("rounding_mode") == "trunc"
+            # TorchScript has operators of the same names beside those on tensors: save writes files, mul repeats lists
+            if isinstance(found, torch._ops.OpOverload) and torch._C._dispatch_has_kernel(found.name()) and not crashes:
+                _same_each_time(found, call)
                 return found
     for prefix, names, module in (("_operator", _PLAIN, operator), ("torch", _SIZES, torch), ("math", _MATH, math)):
-        if target in {f"{prefix}.{n}" for n in names}:
-            return getattr(module, target.rpartition(".")[2])
-    raise ModelError(f"it calls '{target}', which is none of the operators on tensors that are run here")
+        if call.target in {f"{prefix}.{n}" for n in names}:
+            return partial(_number, getattr(module, call.target.rpartition(".")[2]))
+    raise ModelError(f"it calls '{call.target}', which is none of the operators on tensors that are run here")
+
+
+def _same_each_time(function, call: Call) -> None:
+    import torch
+
+    given = dict(zip((a.name for a in function._schema.arguments), call.args)) | call.kwargs
+    # without statistics of its own, 'training' means those of the image, as instance norm has them
+    if function._overloadname != "no_stats" and any(given.get(k) for k in ("training", "train", "dropout_p")):
+        raise ModelError(TRAINS)
+    if torch.Tag.nondeterministic_seeded in function.tags and not {"training", "train", "dropout_p"} & {a.name for a in function._schema.arguments}:
+        raise ModelError(f"it calls '{call.target}', which draws random numbers, so that the same image gives other results")
+
+
+def _number(function, *args):
+    """Of sizes: no text or list, which grow without bounds, and neither do the numbers."""
+    for a in args:
+        for one in a if isinstance(a, list) else [a]:
+            if not isinstance(one, int | float) or (isinstance(one, int) and one.bit_length() > 64):
+                raise TypeError("it takes numbers of 64 bits alone")
+    if isinstance(args[0], list) is not (function.__name__ == "sym_sum") or (function is operator.pow and abs(args[1]) > 64):
+        raise TypeError("it takes numbers of 64 bits alone")
+    return function(*args)
 
 
 class Archive:
@@ -213,10 +250,16 @@ class Exported(Engine):
         archive = Archive(data, path)
         self.program = p = archive.program
         try:
-            self.functions = [_function(c.target) for c in p.calls]
+            self.functions = [_function(c) for c in p.calls]
         except ModelError as e:
             raise ModelError(f"{path}: {e}: refused.") from None
-        self.weights = {name: archive.weight(key).to(device) for name, key in p.weights.items()}
+        self.weights, left = {}, _SHARED * sum(len(m) for n, m in archive.members.items() if n.startswith("data/") and not n.endswith(".json"))
+        for name, key in p.weights.items():
+            self.weights[name] = w = archive.weight(key).to(device)
+            if (left := left - w.nbytes) < 0:
+                raise ModelError(f"{path}: its weights are more than {_SHARED} times its bytes: refused.")
+        #: in place, which a weight is not to be for the next image
+        self.writes = any(getattr(getattr(f, "_schema", None), "is_mutable", False) for f in self.functions)
         self.last: list[set[str]] = [set() for _ in p.calls]
         seen = set(p.outputs) | set(self.weights)
         for used, call in zip(reversed(self.last), reversed(p.calls)):
@@ -231,16 +274,20 @@ class Exported(Engine):
             raise RuntimeError(
                 f"it was exported for {' x '.join('any' if n is None else str(n) for n in p.size)} alone; dynamic_shapes of torch.export.export free it"
             )
-        env = self.weights | dict(zip(p.inputs, xs))
+        env = {n: w.clone() for n, w in self.weights.items()} if self.writes else dict(self.weights)
+        env |= dict(zip(p.inputs, xs))
         for call, function, done in zip(p.calls, self.functions, self.last):
             try:
                 out = function(*[self._found(a, env) for a in call.args], **{k: self._found(a, env) for k, a in call.kwargs.items()})
-                _bind(env, call.gives, [out] if len(call.gives) == 1 else out)
-            except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError) as e:
+                if re.match(r"torch\.ops\.aten\.(new_)?empty", call.target):
+                    out.zero_()  # memory as it was found is another each time
+                if call.gives:
+                    _bind(env, call.gives, [out] if len(call.gives) == 1 else out)
+            except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError) as e:
                 raise RuntimeError(f"{call.target}: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
             for name in done:
                 env.pop(name, None)
-        return [env[o] for o in p.outputs]
+        return [self._found(Named(o), env) for o in p.outputs]
 
     def _found(self, a: Any, env: dict) -> Any:
         import torch

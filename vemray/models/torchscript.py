@@ -92,7 +92,8 @@ class Engine:
             if threads != 1:
                 torch.set_num_threads(1)
             with torch.inference_mode():
-                y = self.forward(*[torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(self.device) for x in xs])
+                # copies: a network may write into its input
+                y = self.forward(*[torch.from_numpy(np.array(x, np.float32, order="C")).to(self.device) for x in xs])
                 return [self._array(one) for one in (y if isinstance(y, tuple | list) and len(y) else [y])]
         except RuntimeError as e:
             last = next((line for line in reversed(str(e).splitlines()) if line.strip()), type(e).__name__)
