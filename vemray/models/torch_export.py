@@ -198,12 +198,9 @@ class Archive:
                 entries = {i.filename.partition("/")[2]: i for i in checked(z, path)}
                 models = [n for n in entries if re.fullmatch(r"models/\w+\.json", n)]
                 if len(models) != 1:
-                    old = (
-                        " It is of an older torch: save it again with torch 2.9 or later."
-                        if any("serialized_exported_program" in n for n in z.namelist())
-                        else ""
-                    )
-                    raise ModelError(f"{path} is no archive of torch.export with one network.{old}")
+                    old = any("serialized_exported_program" in n for n in z.namelist())
+                    help = " It is of an older torch: save it again with torch 2.9 or later." if old else ""
+                    raise ModelError(f"{path} is no archive of torch.export with one network.{help}")
                 name = models[0].removeprefix("models/").removesuffix(".json")
                 self.members = {n: unpacked(z, i, path) for n, i in entries.items() if n.startswith(("models/", "data/weights/", "data/constants/"))}
             found = json.loads(self.members[models[0]])
