@@ -146,8 +146,9 @@ def picture(path: Path, profiles: dict[str, list[tuple[Results, Results]]]) -> N
     left.set(xlabel="degrees between where a pore faces and z", ylabel="share found", xlim=(0, 90), ylim=(0, 1.02))
     left.legend(frameon=False, fontsize="small")
     r = next(iter(profiles.values()))[0][1]
-    nucleus, pores = (r.volumes[f"phantom.{n}"] for n in ("nucleus", "pores"))
-    z = next(z for z in range(nucleus.shape[0]) if np.count_nonzero(_plane(nucleus, z)) > 6000)  # where the envelope is cut flat
+    nucleus, pores, true = r.volumes["phantom.nucleus"], r.volumes["phantom.pores"], r.tables["objects"]
+    flat = true[(true["class"] == "pore") & (true["normal_z"].abs() > np.cos(np.radians(35)))]["centre_z_nm"] / pores.spacing.z
+    z = max((round(c) for c in flat), key=lambda z: np.count_nonzero(np.abs(flat - z) <= 2))  # where most of them lie flat in the plane
     rows, columns = (np.flatnonzero(_plane(nucleus, z).any(i)) for i in (1, 0))
     at = (slice(max(0, rows[0] - 8), rows[-1] + 9), slice(max(0, columns[0] - 8), columns[-1] + 9))
     for axes, (way, found_in) in zip(others, profiles.items()):
