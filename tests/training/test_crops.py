@@ -168,3 +168,13 @@ def test_neighbours_of_a_section_are_as_far_apart_as_those_of_the_stack(axis, ap
         assert abs(np.diff(planes.mean((1, 2)))) == pytest.approx([apart, apart], abs=0.01)
         inside = np.abs(np.diff(planes, axis=2)).mean() + np.abs(np.diff(planes, axis=1)).mean()
         assert inside == pytest.approx(0, abs=0.01)
+
+
+def test_planes_that_nobody_need_paint():
+    volume, part = Array(np.ones((20, 30, 40), np.uint8), Spacing(8, 8, 8)), Box((5, 0, 0), (9, 30, 40))
+    assert LabelVolume(volume, "objects", region=part).done("z") == {5, 6, 7, 8} and LabelVolume(volume, "objects", region=part).done("y") == set()
+    assert LabelVolume(volume, "classes", region=part).done("z") == set(), "0 is not painted"
+    assert LabelVolume(volume, "objects", mask=volume).done("z") == set() and len(LabelVolume(volume, "objects").done("x")) == 40
+    assert LabelVolume(volume, every=5).done("z") == {0, 5, 10, 15}
+    both = PaintedPlanes((20, 30, 40), {"z": {3: np.ones((30, 40), np.uint8)}, "y": {7: np.ones((20, 40), np.uint8)}})
+    assert both.done("z") == {3} and both.done("y") == {7} and both.done("x") == set()

@@ -109,6 +109,15 @@ class LabelVolume:
             out += [(box, axis) for box in parts if (box.start[a] - self.cached.shape[a] // 2) % self.every == 0]
         return out
 
+    def done(self, axis: str) -> set[int]:
+        """Planes along the axis that nobody need paint: those of every n, or those that are annotated all over."""
+        a = "zyx".index(axis)
+        if self.every > 1:
+            return {box.start[a] for box, along in self.boxes() if along == axis}
+        others = [i for i in range(3) if i != a]
+        all_over = self.zero_known and self.mask is None and all(self.known.shape[i] == self.cached.shape[i] for i in others)
+        return set(range(self.known.start[a], self.known.stop[a])) if all_over else set()
+
     def largest(self) -> int:
         """The largest label."""
         return max((int(self.read(box).max()) for box, _ in self.boxes()), default=0)
@@ -146,6 +155,10 @@ class PaintedPlanes:
                     )
                 self.planes.setdefault(axis, {})[i] = p
         self.shape, self.values, self.zero_known = shape, values, known
+
+    def done(self, axis: str) -> set[int]:
+        """Planes along the axis that somebody has painted, if only in part."""
+        return set(self.planes.get(axis, ()))
 
     def boxes(self) -> list[tuple[Box, str]]:
         out = []

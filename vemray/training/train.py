@@ -375,12 +375,11 @@ class _Run:
         for i, source in enumerate(self.sources):
             if self.shape.dims == 3 or source.turned is not None:  # nobody paints a turned one
                 continue
-            boxes = source.annotation.boxes()
-            axis = boxes[0][1][0]
+            axis = source.annotation.boxes()[0][1][0]
             a = "zyx".index(axis)
             n = source.shape[a]
-            taken = {z for box, _ in boxes for z in range(box.start[a], box.stop[a])} if all(b.shape[a] == 1 for b, _ in boxes) else set()
-            free = [z for z in np.unique(np.linspace(0, n - 1, looked + 2).round().astype(int)[1:-1]) if int(z) not in taken]
+            done = source.annotation.done(axis)
+            free = [z for z in np.unique(np.linspace(0, n - 1, looked + 2).round().astype(int)[1:-1]) if int(z) not in done]
             rng = np.random.default_rng([self.settings.seed, 23, i])
             for z in free:
                 doubt = [self._doubt(source, int(z), axis, rng, edge) for _ in range(2)]
