@@ -5,7 +5,7 @@ python -m bench.aware OUT --seeds 1 2 3
 All networks learn for as many steps from the same voxels: the pores of cell 1 in 40 planes along z through the middle of its nucleus, where most face
 sideways. They look through other cells, on which nothing was chosen, in planes along z: `infer`, the threshold of the validation region, components, none
 under 25 voxels. A pore is found where the middle of an object lies within 60 nm of its own, one to one; a find counts for the direction of the pore next
-to it. OUT/aware.json holds the counts, OUT/aware.png what they say, OUT/NAME-SEED.vemray the networks."""
+to it. Then all seeds' networks together, by the mean of their probabilities. OUT/aware.json holds the counts, OUT/aware.png what they say, OUT/NAME-SEED.vemray the networks."""
 
 from __future__ import annotations
 
@@ -65,10 +65,12 @@ def network(out: Path, way: str, seed: int, r: Results, painted: int, settings: 
     return path
 
 
-def found(out: Path, model: Path, axes: str, r: Results, runner) -> Results:
-    threshold = load(model).facts.training["thresholds"]["pore"]
+def found(out: Path, models: list[Path], axes: str, r: Results, runner) -> Results:
+    """By one network, or by the mean of several, at the mean of their thresholds."""
+    threshold = float(np.mean([load(m).facts.training["thresholds"]["pore"] for m in models]))
+    model = [str(m) for m in models] if len(models) > 1 else str(models[0])
     steps = {
-        "probability": {"op": "infer", "image": "em", "mask": "near", "model": str(model), "classes": ["pore"], "axes": list(axes)},
+        "probability": {"op": "infer", "image": "em", "mask": "near", "model": model, "classes": ["pore"], "axes": list(axes)},
         "pore": {"op": "threshold", "image": "probability.pore", "value": threshold},
         "labels": {"op": "connected_components", "mask": "pore"},
         "objects": {"op": "measure", "labels": "labels"},
@@ -81,7 +83,7 @@ def found(out: Path, model: Path, axes: str, r: Results, runner) -> Results:
         "outputs": ["pore", "objects"],
     }
     volumes = {"em": r.volumes["phantom.em"].url, "near": r.volumes["near"].url}
-    name = f"{Path(r.url).name}-{axes}-{model.stem}"
+    name = f"{Path(r.url).name}-{axes}-{models[0].stem}" + "-and-others" * (len(models) > 1)
     return run(recipe, volumes, out / name, runner=runner, listeners=(Lines(seconds=10),), report=False)
 
 
@@ -179,14 +181,17 @@ def main(argv: list[str] | None = None) -> int:
     out, shape, runner = o.out.resolve(), tuple(o.shape) if o.shape else None, RayRunner()
     rows, profiles = [], {}
     cells = {s: cell(out, s, runner, shape) for s in dict.fromkeys((SCHOOL, *o.cells))}
-    for seed in o.seeds:
+    models = {way: [] for way in o.ways}
+    for seed in (*o.seeds, "mean") if len(o.seeds) > 1 else o.seeds:
         for way in o.ways:
-            model = network(out, way, seed, cells[SCHOOL], o.painted, {"steps": o.steps} | json.loads(o.set))
+            if seed != "mean":
+                models[way].append(network(out, way, seed, cells[SCHOOL], o.painted, {"steps": o.steps} | json.loads(o.set)))
+            label, by = (f"{way}, mean of {len(o.seeds)}", models[way]) if seed == "mean" else (way, models[way][-1:])
             for axes in o.axes:
                 for c in o.cells:
-                    p = found(out, model, axes, cells[c], runner)
-                    rows.append({"way": way, "seed": seed, "axes": axes, "cell": c, "matched": matched(p, cells[c])})
-                    if axes == o.axes[0]:
+                    p = found(out, by, axes, cells[c], runner)
+                    rows.append({"way": label, "seed": seed, "axes": axes, "cell": c, "matched": matched(p, cells[c])})
+                    if axes == o.axes[0] and seed != "mean":
                         profiles.setdefault(way, []).append((p, cells[c]))
                     sys.stderr.write(json.dumps(rows[-1]) + "\n")
             (out / "aware.json").write_text(json.dumps(rows, indent=1))
