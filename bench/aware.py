@@ -87,13 +87,21 @@ def found(out: Path, models: list[Path], axes: str, r: Results, runner) -> Resul
     return run(recipe, volumes, out / name, runner=runner, listeners=(Lines(seconds=10),), report=False)
 
 
+def pores(r: Results):
+    """Those that lie in the volume, which may be a part of the cell."""
+    em, t = r.volumes["phantom.em"], r.tables["objects"]
+    ends = np.array([n * s for n, s in zip(em.shape, em.spacing.zyx)])
+    centres = t[[f"centre_{a}_nm" for a in "zyx"]].to_numpy()
+    return t[(t["class"] == "pore") & ((centres > 0) & (centres < ends)).all(1)]
+
+
 def pairs(p: Results, r: Results) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of the pores: their normals (n, 3), and which are found. Of the finds: the pore next to each, and which are right."""
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 
-    true, got = r.tables["objects"], p.tables["objects"]
-    true, got = true[true["class"] == "pore"], got[got["volume_voxels"] >= LEAST]
+    true, got = pores(r), p.tables["objects"]
+    got = got[got["volume_voxels"] >= LEAST]
     apart = cdist(true[[f"centre_{a}_nm" for a in "zyx"]], got[[f"centroid_{a}_nm" for a in "zyx"]])
     a, b = linear_sum_assignment(np.minimum(apart, 2 * WITHIN_NM))
     near = apart[a, b] <= WITHIN_NM
@@ -144,18 +152,19 @@ def picture(path: Path, profiles: dict[str, list[tuple[Results, Results]]]) -> N
         seen = [pairs(*f)[:2] for f in found_in]
         angle = np.degrees(np.arccos(np.minimum(1, np.abs(np.concatenate([n[:, 0] for n, _ in seen])))))
         hit, part = np.concatenate([h for _, h in seen]), np.digitize(angle, edges[1:-1])
-        left.plot((edges[1:] + edges[:-1]) / 2, [hit[part == i].mean() for i in range(4)], marker=".", label=way)
+        left.plot((edges[1:] + edges[:-1]) / 2, [hit[part == i].mean() if (part == i).any() else np.nan for i in range(4)], marker=".", label=way)
     left.set(xlabel="degrees between where a pore faces and z", ylabel="share found", xlim=(0, 90), ylim=(0, 1.02))
     left.legend(frameon=False, fontsize="small")
     r = next(iter(profiles.values()))[0][1]
-    nucleus, pores, true = r.volumes["phantom.nucleus"], r.volumes["phantom.pores"], r.tables["objects"]
-    flat = true[(true["class"] == "pore") & (true["normal_z"].abs() > np.cos(np.radians(35)))]["centre_z_nm"] / pores.spacing.z
-    z = max((round(c) for c in flat), key=lambda z: np.count_nonzero(np.abs(flat - z) <= 2))  # where most of them lie flat in the plane
+    nucleus, labels, true = r.volumes["phantom.nucleus"], r.volumes["phantom.pores"], pores(r)
+    flat = true[true["normal_z"].abs() > np.cos(np.radians(35))]["centre_z_nm"] / labels.spacing.z
+    planes = sorted(set(flat.astype(int))) or [nucleus.shape[0] // 2]
+    z = max(planes, key=lambda z: np.count_nonzero(np.abs(flat - z) <= 2))  # where most of them lie flat in the plane
     rows, columns = (np.flatnonzero(_plane(nucleus, z).any(i)) for i in (1, 0))
     at = (slice(max(0, rows[0] - 8), rows[-1] + 9), slice(max(0, columns[0] - 8), columns[-1] + 9))
     for axes, (way, found_in) in zip(others, profiles.items()):
         axes.imshow(_plane(r.volumes["phantom.em"], z)[at], cmap="gray", interpolation="nearest")
-        axes.contour(_plane(pores, z)[at] > 0, [0.5], colors="#2ca25f", linewidths=1)
+        axes.contour(_plane(labels, z)[at] > 0, [0.5], colors="#2ca25f", linewidths=1)
         axes.contour(_plane(found_in[0][0].volumes["pore"], z)[at] > 0, [0.5], colors="#e6550d", linewidths=1)
         axes.set_title(way, fontsize="small")
         axes.set_axis_off()

@@ -7,24 +7,26 @@ import pandas as pd
 import pytest
 
 from bench.aware import main, matched, shares, table
+from vemray.geometry import Spacing
 
 
 def results(**tables):
-    return SimpleNamespace(tables={k: pd.DataFrame(v) for k, v in tables.items()})
+    em = SimpleNamespace(shape=(100, 10, 10), spacing=Spacing(16, 16, 16))
+    return SimpleNamespace(tables={k: pd.DataFrame(v) for k, v in tables.items()}, volumes={"phantom.em": em})
 
 
 def test_found_one_to_one_and_by_direction():
     true = results(
         objects={
-            "class": ["nucleus", "pore", "pore", "pore"],
-            "centre_z_nm": [0, 100, 500, 900], "centre_y_nm": [0, 0, 0, 0], "centre_x_nm": [0, 0, 0, 0],
-            "normal_z": [0, -0.9, 0.1, 0.2], "normal_y": [0, 0.1, 0.9, 0.1], "normal_x": [0, 0.1, 0.1, -0.9],
+            "class": ["nucleus", "pore", "pore", "pore", "pore"],  # the last lies in a part of the cell that the volume does not hold
+            "centre_z_nm": [50, 100, 500, 900, 1700], "centre_y_nm": [50] * 5, "centre_x_nm": [50] * 5,
+            "normal_z": [0, -0.9, 0.1, 0.2, 1], "normal_y": [0, 0.1, 0.9, 0.1, 0], "normal_x": [0, 0.1, 0.1, -0.9, 0],
         }
     )  # fmt: skip
     got = results(
         objects={
             "volume_voxels": [100, 100, 100, 100, 3],  # the last is a speck
-            "centroid_z_nm": [110, 130, 560, 1100, 900], "centroid_y_nm": [0, 0, 0, 0, 0], "centroid_x_nm": [0, 0, 0, 0, 0],
+            "centroid_z_nm": [110, 130, 560, 1100, 900], "centroid_y_nm": [50] * 5, "centroid_x_nm": [50] * 5,
         }
     )  # fmt: skip
     counts = matched(got, true)
