@@ -46,7 +46,7 @@ def cell(out: Path, seed: int, runner, shape: tuple[int, int, int] | None = None
 def middle(r: Results, planes: int) -> tuple[int, int]:
     """The planes of the cell in which most of its nucleus lies, from and up to."""
     nucleus = r.volumes["phantom.nucleus"]
-    size = [np.count_nonzero(nucleus.read(Box((z, 0, 0), (z + 1, *nucleus.shape[1:])))) for z in range(nucleus.shape[0])]
+    size = [np.count_nonzero(_plane(nucleus, z)) for z in range(nucleus.shape[0])]
     start = int(np.convolve(size, np.ones(planes), "valid").argmax())
     return start, start + planes
 

@@ -19,7 +19,7 @@ from vemray.geometry import Spacing  # noqa: E402
 from vemray.models.files import engine, load, load_facts, parts  # noqa: E402
 from vemray.models.infer import InferTiles  # noqa: E402
 from vemray.models.networks import network  # noqa: E402
-from vemray.models.torch_export import Exported, _value  # noqa: E402
+from vemray.models.torch_export import Archive, Exported, _value  # noqa: E402
 from vemray.ops.base import ArraySpec, Site  # noqa: E402
 
 SPACING = Spacing(8, 8, 8)
@@ -112,7 +112,7 @@ def monai(name: str, dims: int):
 def test_as_torch_runs_it(make, shapes, dynamic):
     torch.manual_seed(0)
     module = make().eval()
-    run = Exported(archive(module, torch.zeros(shapes[0]), dynamic=dynamic), "cpu", "m.pt2")
+    run = Exported(Archive(archive(module, torch.zeros(shapes[0]), dynamic=dynamic), "m.pt2"), "cpu")
     torch.set_num_threads(1)
     for shape in shapes:
         x = np.random.default_rng(1).random(shape, np.float32)
@@ -141,7 +141,7 @@ def test_a_fixed_size_is_the_window(tmp_path):
     assert facts.window == [64, 48] and facts.batch == 1
     assert load(path).predict(np.zeros((1, 1, 64, 48), np.float32)).shape == (1, 2, 64, 48)
     with pytest.raises(ModelError, match="exported for 1 x 1 x 64 x 48 alone; dynamic_shapes"):
-        Exported(Path(path).read_bytes(), "cpu", path)(np.zeros((1, 1, 32, 48), np.float32))
+        Exported(Archive(Path(path).read_bytes(), path), "cpu")(np.zeros((1, 1, 32, 48), np.float32))
     Path(path + ".json").unlink()
     with pytest.raises(ModelError, match=r"m\.pt2 does not say.*m\.pt2\.json"):
         load_facts(path)
@@ -234,7 +234,7 @@ def test_kinds_of_networks(change):
     module, out, x = Normed().eval(), io.BytesIO(), np.random.default_rng(0).random((1, 1, 16, 24), np.float32)
     exported = change(torch.export.export(module, (torch.zeros(1, 1, 16, 24), False)))
     torch.export.save(exported, out)
-    run, given = Exported(out.getvalue(), "cpu", "m.pt2"), x.copy()
+    run, given = Exported(Archive(out.getvalue(), "m.pt2"), "cpu"), x.copy()
     for _ in range(2):
         with torch.inference_mode():
             want = exported.module()(torch.from_numpy(x.copy()), False)[1].numpy()
@@ -290,7 +290,7 @@ def test_operators_that_are_refused(tmp_path, monkeypatch, name, inputs, says):
 def test_numbers_do_not_fill_memory(name, args):
     data = graph_of(archive(conv(2), torch.zeros(1, 1, 32, 32)), first(f"_operator.{name}", [("a", a) for a in args], "s"))
     with pytest.raises(ModelError, match=r"m\.pt2.*numbers of 64 bits"):
-        Exported(data, "cpu", "m.pt2")(np.zeros((1, 1, 32, 32), np.float32))
+        Exported(Archive(data, "m.pt2"), "cpu")(np.zeros((1, 1, 32, 32), np.float32))
 
 
 def test_a_weight_stays_as_it_is():
@@ -309,7 +309,7 @@ def test_a_weight_stays_as_it_is():
             )
         ] + graph["nodes"]
 
-    run, x = Exported(graph_of(archive(conv(2), torch.zeros(1, 1, 32, 32)), grows), "cpu", "m.pt2"), np.ones((1, 1, 32, 32), np.float32)
+    run, x = Exported(Archive(graph_of(archive(conv(2), torch.zeros(1, 1, 32, 32)), grows), "m.pt2"), "cpu"), np.ones((1, 1, 32, 32), np.float32)
     np.testing.assert_array_equal(run(x), run(x))
 
 
@@ -407,3 +407,9 @@ def test_kinds_of_values():
     assert _value({"as_float": "Infinity"}) == float("inf") and _value({"as_sym_ints": [{"as_int": 3}]}) == [3]
     with pytest.raises(ModelError, match="it uses a 'graph'.*run_decompositions"):
         _value({"as_graph": {}})
+
+
+def test_no_network_is_that_large(tmp_path):
+    path = written(tmp_path / "m.pt2", archive(conv(2), torch.zeros(1, 1, 32, 32)), FACTS | {"stride": 1 << 40, "halo": 1 << 40})
+    with pytest.raises(ModelError, match=r"m\.pt2\.json.*must be at most 16,384 voxels"):
+        load_facts(path)

@@ -17,7 +17,7 @@ from typing import Any
 from vemray.errors import ModelError
 from vemray.models.facts import Facts, parse
 from vemray.models.native import BROKEN, checked, unpacked
-from vemray.models.torchscript import Engine, TorchScriptModel, beside
+from vemray.models.torchscript import Engine, TorchScriptModel, sidecar_facts
 
 #: of the format that is read; torch 2.9 and later write it
 SCHEMA = 8
@@ -159,11 +159,16 @@ def _function(call: Call):
             # TorchScript has operators of the same names beside those on tensors: save writes files, mul repeats lists
             if isinstance(found, torch._ops.OpOverload) and torch._C._dispatch_has_kernel(found.name()) and not crashes:
                 _same_each_time(found, call)
-                return found
+                return partial(_zeroed, found) if re.match("(new_)?empty", name) else found
     for prefix, names, module in (("_operator", _PLAIN, operator), ("torch", _SIZES, torch), ("math", _MATH, math)):
         if call.target in {f"{prefix}.{n}" for n in names}:
             return partial(_number, getattr(module, call.target.rpartition(".")[2]))
     raise ModelError(f"it calls '{call.target}', which is none of the operators on tensors that are run here")
+
+
+def _zeroed(function, *args, **kwargs):
+    """Memory as it was found is another each time."""
+    return function(*args, **kwargs).zero_()
 
 
 def _same_each_time(function, call: Call) -> None:
@@ -242,9 +247,9 @@ class Archive:
 class Exported(Engine):
     """A program that runs node by node; a value is let go after its last use."""
 
-    def __init__(self, data: bytes, device: str, path: str | Path):
+    def __init__(self, archive: Archive, device: str):
+        path = archive.path
         super().__init__(device, path)
-        archive = Archive(data, path)
         self.program = p = archive.program
         try:
             self.functions = [_function(c) for c in p.calls]
@@ -276,8 +281,6 @@ class Exported(Engine):
         for call, function, done in zip(p.calls, self.functions, self.last):
             try:
                 out = function(*[self._found(a, env) for a in call.args], **{k: self._found(a, env) for k, a in call.kwargs.items()})
-                if re.match(r"torch\.ops\.aten\.(new_)?empty", call.target):
-                    out.zero_()  # memory as it was found is another each time
                 if call.gives:
                     _bind(env, call.gives, [out] if len(call.gives) == 1 else out)
             except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError) as e:
@@ -316,8 +319,11 @@ def _bind(env: dict, gives: list, values: Any) -> None:
 
 def read_facts(path: Path) -> Facts:
     """The sidecar's; the size and the batch that the archive is made for where that does not say."""
-    archive = Archive(path.read_bytes(), path)
-    facts, size = beside(path), archive.program.size
+    return _facts(Archive(path.read_bytes(), path), path)
+
+
+def _facts(archive: Archive, path: Path) -> Facts:
+    facts, size = sidecar_facts(path), archive.program.size
     fixed = {"batch": size[0]} if size[0] is not None else {}
     if all(n is not None for n in size[2:]):
         fixed["window"] = list(size[2:])
@@ -326,4 +332,5 @@ def read_facts(path: Path) -> Facts:
 
 
 def read(path: Path, device: str) -> TorchScriptModel:
-    return TorchScriptModel(read_facts(path), Exported(path.read_bytes(), device, path), path)
+    archive = Archive(path.read_bytes(), path)
+    return TorchScriptModel(_facts(archive, path), Exported(archive, device), path)

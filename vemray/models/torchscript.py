@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def _kinds(graph) -> Iterator[str]:
             yield from _kinds(block)
 
 
-class Engine:
+class Engine(ABC):
     """What runs a file: an array in, the first result out. In one thread: the same batch gives the same bits. `forward` is the file's."""
 
     def __init__(self, device: str, path: str | Path):
@@ -76,9 +77,9 @@ class Engine:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.device, self.path = device, str(path)
 
+    @abstractmethod
     def forward(self, *xs):
         """Tensors from tensors. RuntimeError."""
-        raise NotImplementedError
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.all(x)[0]
@@ -151,8 +152,8 @@ class TorchScriptModel(Model):
         return activated(y, self.facts.activation)
 
 
-def beside(path: Path) -> Facts:
-    """Of the sidecar. ModelError where there is none."""
+def sidecar_facts(path: Path) -> Facts:
+    """All that a file of torch's does not say. ModelError where there is no sidecar."""
     sidecar = path.with_name(path.name + ".json")
     if not sidecar.exists():
         raise ModelError(
@@ -165,7 +166,7 @@ def beside(path: Path) -> Facts:
 def read_facts(path: Path) -> Facts:
     if not path.with_name(path.name + ".json").exists():
         archive(path.read_bytes(), path)  # what is no TorchScript is refused for that, not for its facts
-    return beside(path)
+    return sidecar_facts(path)
 
 
 def read(path: Path, device: str) -> TorchScriptModel:
